@@ -1,0 +1,479 @@
+"""Tiers in a line and the links between them, as ``cluster.yaml`` describes them.
+
+The text is read in three steps, so that every error has a line and every rule one place: YAML to plain values with the
+line of each key; people's keys and units to fields and SI numbers; `from_dict`, which builds the checked dataclasses.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster import units
+from cluster.errors import TopologyError, not_one_of, under
+from cluster.presets import link_preset, machine_preset
+
+VERSION = 1
+_LARGEST_FILE = 2**20  # a topology takes a few KiB; more is a mistake, or an attack on the parser
+_MOST_VALUES = 100_000  # aliases let a small text stand for a large one
+_DEEPEST = 10  # the format nests four levels; an alias inside its own anchor nests without end
+# What Ray accepts as a label. It also keeps selector syntax such as "!gpu" out; names of tiers obey it too.
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps", re.ASCII)
+
+# Key as people write it -> (field, parser of its unit).
+_Keys = Mapping[str, tuple[str, Callable[[str | float], float] | None]]
+_TIER_KEYS: _Keys = {
+    **{key: (key, None) for key in ("name", "compute", "device", "threads", "node")},
+    "memory": ("memory_bytes", units.parse_size),
+    "power": ("watts", units.parse_power),
+    "price": ("price_per_s", units.parse_price),
+}
+_DIRECT_KEYS: _Keys = {
+    **{key: (key, None) for key in ("preset", "source")},
+    "up": ("up_bytes_per_s", units.parse_bandwidth),
+    "down": ("down_bytes_per_s", units.parse_bandwidth),
+    "latency": ("latency_s", units.parse_duration),
+    "energy": ("joules_per_byte", units.parse_energy_per_byte),
+    "price": ("price_per_byte", units.parse_price_per_byte),
+}
+_LINK_KEYS: _Keys = {"between": ("between", None), **_DIRECT_KEYS}
+_WRITTEN = {name: key for table in (_TIER_KEYS, _LINK_KEYS) for key, (name, _) in table.items()}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How fast a tier computes: by `factor`, by `preset`, or, with neither, as measured on the tier itself."""
+
+    factor: float | None = None
+    """Times slower than the machine where the profile was measured."""
+    preset: str | None = None
+    """A machine of `cluster.presets.MACHINES`: nominal peaks."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.factor is not None and self.preset is not None:
+            raise TopologyError("has both factor and preset; keep one")
+        if self.factor is not None:
+            _check_number(self.factor, "factor", positive=True)
+        if self.preset is not None:
+            with under("preset"):
+                machine_preset(_text(self.preset))
+
+    def __str__(self) -> str:
+        """As the table of a topology shows it."""
+        return self.preset or ("measured" if self.factor is None else f"{self.factor:g} x slower")
+
+    @property
+    def measured(self) -> bool:
+        """Whether the tier's own times come from a profile taken on it."""
+        return self.factor is None and self.preset is None
+
+    def to_dict(self) -> str | dict[str, Any]:
+        """ "measured", {"factor": number} or {"preset": name}."""
+        return {key: value for key, value in asdict(self).items() if value is not None} or "measured"
+
+    @classmethod
+    def from_dict(cls, data: object) -> "Compute":
+        """Inverse of `to_dict`; raises TopologyError."""
+        if data == "measured":
+            return cls()
+        if not isinstance(data, Mapping) or not data:
+            raise TopologyError(f"{data!r:.80} is no way to compute; write measured, {{factor: 8}} or {{preset: name}}")
+        return cls(**_known(data, ("factor", "preset")))
+
+
+@dataclass(frozen=True)
+class TierSpec:
+    """One tier: a machine, or several alike, and what it costs to use; raises TopologyError when built wrong."""
+
+    name: str
+    compute: Compute
+    device: str = "cpu"
+    """Where torch computes: cpu, cuda, cuda:N or mps."""
+    threads: int = 1
+    memory_bytes: int | None = None
+    """What a model may take; None: no limit."""
+    watts: float | None = None
+    """Drawn while computing; None: unknown."""
+    price_per_s: float | None = None
+    """Dollars per second of computing; None: unknown."""
+    node: dict[str, str] = field(default_factory=dict, hash=False)
+    """Labels of the Ray node that is this tier; empty: emulated on this machine."""
+
+    def __post_init__(self) -> None:
+        """Check, and copy the labels."""
+        with under("name"):
+            _check_label(self.name)
+        if not isinstance(self.compute, Compute):
+            raise TopologyError(f"{self.compute!r:.80} is not a Compute", key="compute")
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise TopologyError(f"{self.device!r:.80} is no device; use cpu, cuda, cuda:0 or mps", key="device")
+        for name, value in (("threads", self.threads), ("memory_bytes", self.memory_bytes)):
+            if name == "threads" or value is not None:
+                _check_number(value, name, positive=True, whole=True)
+        for name, amount in (("watts", self.watts), ("price_per_s", self.price_per_s)):
+            if amount is not None:
+                _check_number(amount, name)
+        if not isinstance(self.node, Mapping):
+            raise TopologyError(f"{self.node!r:.80} are no labels; write for example {{tier: device}}", key="node")
+        for label, text in self.node.items():
+            with under(f"node.{label}"):
+                _check_label(label.rsplit("/", 1)[-1] if isinstance(label, str) else label)
+                _check_label(text)
+        object.__setattr__(self, "node", dict(self.node))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TierSpec":
+        """Inverse of `dataclasses.asdict`, with `compute` as `Compute.to_dict` writes it; raises TopologyError."""
+        given = _known(data, [each.name for each in fields(cls)], required=("name", "compute"))
+        with under("compute"):
+            compute = Compute.from_dict(given["compute"])
+        return cls(**given | {"compute": compute})
+
+
+@dataclass(frozen=True)
+class LinkSpec:
+    """What joins two tiers, `up` from the first to the second; raises TopologyError when built wrong."""
+
+    between: tuple[str, str]
+    """Names of the lower and the higher tier."""
+    up_bytes_per_s: float
+    down_bytes_per_s: float
+    latency_s: float
+    """One way."""
+    joules_per_byte: float | None = None
+    """Spent by sending and receiving; None: unknown."""
+    price_per_byte: float | None = None
+    """Dollars; None: unknown."""
+    preset: str | None = None
+    """The link of `cluster.presets.LINKS` that gave the figures not overridden."""
+    source: str | None = None
+    """Where the figures come from."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if not isinstance(self.between, list | tuple) or [type(name) for name in self.between] != [str, str]:
+            raise TopologyError(f"{self.between!r:.80} are not two tiers; write [lower, higher]", key="between")
+        object.__setattr__(self, "between", tuple(self.between))
+        _check_number(self.up_bytes_per_s, "up_bytes_per_s", positive=True)
+        _check_number(self.down_bytes_per_s, "down_bytes_per_s", positive=True)
+        _check_number(self.latency_s, "latency_s")
+        for name, amount in (("joules_per_byte", self.joules_per_byte), ("price_per_byte", self.price_per_byte)):
+            if amount is not None:
+                _check_number(amount, name)
+        for name, text in (("preset", self.preset), ("source", self.source)):
+            with under(name):
+                if text is not None and _text(text) and name == "preset":
+                    link_preset(text)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "LinkSpec":
+        """Inverse of `dataclasses.asdict` that also fills what the preset gives; raises TopologyError.
+
+        `down_bytes_per_s` defaults to `up_bytes_per_s`, `latency_s` must be given where there is no preset.
+        """
+        given = _known(data, [each.name for each in fields(cls)], required=("between",))
+        if given.get("preset") is not None:
+            with under("preset"):
+                preset = link_preset(_text(given["preset"]))
+            filled = {"up_bytes_per_s": preset.up_bytes_per_s, "latency_s": preset.latency_s}
+            if preset.down_bytes_per_s is not None:
+                filled["down_bytes_per_s"] = preset.down_bytes_per_s
+            changed = [_WRITTEN[name] for name in ("up_bytes_per_s", "down_bytes_per_s", "latency_s") if name in given]
+            source = preset.source + ("; overridden: " + ", ".join(changed) if changed else "")
+            given = {"source": source} | filled | given
+        for name, example in (("up_bytes_per_s", "5.85 Mbps, or a preset"), ("latency_s", "20 ms (one way)")):
+            if name not in given:
+                raise TopologyError(f"is missing and no preset gives it; write for example {example}", key=name)
+        return cls(**{"down_bytes_per_s": given["up_bytes_per_s"]} | given)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Tiers in a line, lowest first, where the data is born; raises TopologyError when built wrong."""
+
+    tiers: tuple[TierSpec, ...]
+    links: tuple[LinkSpec, ...] = ()
+    """One per pair of neighbours; given in any order, kept in the order of the tiers."""
+    direct: LinkSpec | None = None
+    """From the first tier to the last, past those between."""
+
+    def __post_init__(self) -> None:
+        """Check, and sort the links."""
+        object.__setattr__(self, "tiers", tuple(self.tiers))
+        if not self.tiers:
+            raise TopologyError("is empty; describe at least one tier", key="tiers")
+        names = [tier.name for tier in self.tiers]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                first = f"tiers[{names.index(name)}]"
+                raise TopologyError(f"{name!r} names {first} too; rename one", key=f"tiers[{i}].name")
+        object.__setattr__(self, "links", _sorted_links(names, tuple(self.links)))
+        if self.direct is not None and len(names) < 3:
+            raise TopologyError(f"needs a tier to pass by, and there are {len(names)} tiers; use links", key="direct")
+        if self.direct is not None and self.direct.between != (names[0], names[-1]):
+            raise TopologyError(f"joins {self.direct.between}, not first and last tier", key="direct.between")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Topology":
+        """Topology of a YAML file; raises TopologyError, with file and line, for all that is wrong with it."""
+        try:
+            with open(path, "rb") as stream:
+                text = stream.read(_LARGEST_FILE + 1).decode()
+        except OSError as error:
+            raise TopologyError(f"cannot be read: {error.strerror}", file=str(path)) from error
+        except UnicodeDecodeError as error:
+            raise TopologyError("is not UTF-8 text", file=str(path)) from error
+        return cls.loads(text, name=str(path))
+
+    @classmethod
+    def loads(cls, text: str, name: str = "cluster.yaml") -> "Topology":
+        """Topology of a YAML text; `name` stands for the file in a TopologyError."""
+        lines: dict[str, int] = {}
+        try:
+            return cls.from_dict(_with_si_units(_plain_yaml(text, lines)))
+        except TopologyError as error:
+            key, line = _place(error.key, lines)
+            raise TopologyError(error.problem, key=key, file=name, line=error.line or line) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, numbers in SI units under the names of the fields."""
+        tiers = [asdict(tier) | {"compute": tier.compute.to_dict()} for tier in self.tiers]
+        links = [asdict(link) | {"between": list(link.between)} for link in self.links]
+        direct = None if self.direct is None else asdict(self.direct) | {"between": list(self.direct.between)}
+        return {"version": VERSION, "tiers": tiers, "links": links, "direct": direct}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Topology":
+        """Inverse of `to_dict`; raises TopologyError."""
+        given = _known(data, ("version", "tiers", "links", "direct"), required=("version", "tiers"))
+        if type(given["version"]) is not int or given["version"] != VERSION:
+            raise TopologyError(f"{given['version']!r:.80} is not known; this release reads {VERSION}", key="version")
+        tiers, links = [], []
+        for i, tier in enumerate(_list(given, "tiers")):
+            with under(f"tiers[{i}]"):
+                tiers.append(TierSpec.from_dict(tier))
+        for i, link in enumerate(_list(given, "links")):
+            with under(f"links[{i}]"):
+                links.append(LinkSpec.from_dict(link))
+        direct = None
+        if given.get("direct") is not None and tiers:
+            with under("direct"):
+                ends = [tiers[0].name, tiers[-1].name]
+                direct = LinkSpec.from_dict({"between": ends} | _mapping(given["direct"]))
+        return cls(tuple(tiers), tuple(links), direct)
+
+    def __str__(self) -> str:
+        """A table of the tiers and one of the links."""
+        from tabulate import tabulate  # here, because only printing needs it
+
+        head = ["tier", "compute", "device", "threads", "memory", "power", "price", "node"]
+        tiers = [
+            [t.name, t.compute, t.device, t.threads, _shown(units.SIZE, t.memory_bytes), _shown(units.POWER, t.watts),
+             _shown(units.PRICE, t.price_per_s), " ".join(f"{k}={v}" for k, v in t.node.items()) or "emulated"]
+            for t in self.tiers
+        ]  # fmt: skip
+        shown = (*self.links, *filter(None, [self.direct]))
+        links = [
+            [" -> ".join(link.between) + (" (direct)" if link is self.direct else ""),
+             units.format_bandwidth(link.up_bytes_per_s), units.format_bandwidth(link.down_bytes_per_s),
+             units.format_seconds(link.latency_s), link.preset or "-"]
+            for link in shown
+        ]  # fmt: skip
+        parts = [tabulate(tiers, head, disable_numparse=True)]
+        if links:
+            parts.append(tabulate(links, ["link", "up", "down", "latency", "preset"], disable_numparse=True))
+        parts.extend(f"{row[0]}: {link.source}" for row, link in zip(links, shown, strict=True) if link.source)
+        return "\n\n".join(parts)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether no tier names a Ray node, so that all of them are emulated on this machine."""
+        return not any(tier.node for tier in self.tiers)
+
+    def tier(self, name: str) -> TierSpec:
+        """The tier `name`; raises TopologyError, which proposes the nearest names."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        raise TopologyError(not_one_of(name, [tier.name for tier in self.tiers], "tier"))
+
+    def link(self, a: str, b: str) -> LinkSpec:
+        """The link that joins two tiers, in either order, the direct one included; raises TopologyError."""
+        for link in (*self.links, *filter(None, [self.direct])):
+            if link.between in ((a, b), (b, a)):
+                return link
+        raise TopologyError(f"no link joins {self.tier(a).name!r} and {self.tier(b).name!r}; ask for path()")
+
+    def path(self, src_index: int, dst_index: int) -> tuple[LinkSpec, ...]:
+        """Links in the order crossed from one tier to another along the line: upwards if src < dst, else downwards."""
+        for index in (src_index, dst_index):
+            if not 0 <= index < len(self.tiers):
+                raise IndexError(f"tier {index} of {len(self.tiers)}; they are counted from 0")
+        if src_index <= dst_index:
+            return self.links[src_index:dst_index]
+        return self.links[dst_index:src_index][::-1]
+
+    def lines(self) -> list["Topology"]:
+        """Every line of tiers on offer: the whole one and, over a direct link, that of the first and last tier."""
+        whole = [replace(self, direct=None)]
+        return whole if self.direct is None else [*whole, Topology((self.tiers[0], self.tiers[-1]), (self.direct,))]
+
+
+def _sorted_links(names: list[str], links: tuple[LinkSpec, ...]) -> tuple[LinkSpec, ...]:
+    pairs = list(pairwise(names))
+    found: dict[tuple[str, str], int] = {}
+    for i, link in enumerate(links):
+        a, b = link.between
+        key = f"links[{i}].between"
+        for name in link.between:
+            if name not in names:
+                raise TopologyError(not_one_of(name, names, "tier"), key=key)
+        if (b, a) in pairs:
+            raise TopologyError(f"[{a}, {b}] is reversed; write [{b}, {a}], in the order of the tiers", key=key)
+        if (a, b) not in pairs:
+            neighbours = " or ".join(f"[{lower}, {higher}]" for lower, higher in pairs)
+            hint = "use direct" if (a, b) == (names[0], names[-1]) else f"write {neighbours}"
+            raise TopologyError(f"[{a}, {b}] are no neighbours; {hint}", key=key)
+        if (a, b) in found:
+            raise TopologyError(f"[{a}, {b}] are joined by links[{found[a, b]}] already; keep one", key=key)
+        found[a, b] = i
+    for a, b in pairs:
+        if (a, b) not in found:
+            raise TopologyError(f"no link joins {a!r} and {b!r}; add one with between: [{a}, {b}]", key="links")
+    return tuple(links[found[pair]] for pair in pairs)
+
+
+def _mapping(data: object) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TopologyError(f"{data!r:.80} is not a mapping; write keys and values")
+    return dict(data)
+
+
+def _list(data: Mapping[str, Any], key: str) -> list[Any]:
+    value = data.get(key, [])
+    if not isinstance(value, list | tuple):
+        raise TopologyError(f"{value!r:.80} is not a list; begin each entry with '- '", key=key)
+    return list(value)
+
+
+def _known(data: object, keys: Collection[str], required: Collection[str] = ()) -> dict[str, Any]:
+    given = _mapping(data)
+    for key in given:
+        if key not in keys:
+            raise TopologyError(not_one_of(key, keys, "key"), key=str(key))
+    for key in required:
+        if key not in given:
+            raise TopologyError("is missing", key=key)
+    return given
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TopologyError(f"{value!r:.80} is not a text; write it in quotes")
+    return value
+
+
+def _check_label(value: object) -> None:
+    if not _LABEL.fullmatch(_text(value)):
+        raise TopologyError(f"{value!r:.80} is no name; use at most 63 letters, digits, and inside it '-', '_' or '.'")
+
+
+def _check_number(value: object, key: str, *, positive: bool = False, whole: bool = False) -> None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and not (whole and isinstance(value, float))
+    # Compared rather than converted: false for a NaN, and exact for an integer too large for a float.
+    if not (fits and (value > 0 if positive else value >= 0) and value <= sys.float_info.max):  # type: ignore[operator]
+        kind = f"{'whole' if whole else 'finite'} number {'above 0' if positive else 'of 0 or more'}"
+        raise TopologyError(f"{value!r:.80} is not a {kind}; write for example {1 if whole else 2.5}", key=key)
+
+
+def _shown(quantity: units.Quantity, value: float | None) -> str:
+    return "-" if value is None else quantity.format(value)
+
+
+# Reading the text: YAML to plain values, people's keys and units to fields and SI numbers.
+
+
+def _plain_yaml(text: str, lines: dict[str, int]) -> object:
+    """Plain values of a YAML text; `lines` receives the line of every key path. Raises TopologyError."""
+    if len(text.encode(errors="replace")) > _LARGEST_FILE:
+        raise TopologyError(f"is larger than {units.format_bytes(_LARGEST_FILE)}; is this a cluster.yaml?")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise TopologyError(f"is not YAML: {problem}", line=mark.line + 1 if mark else None) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise TopologyError(f"is not YAML: {str(error).splitlines()[0]}") from None
+    if root is None:
+        raise TopologyError("is empty; begin with version: 1 and tiers")
+    return _plain(root, "", lines, 0)
+
+
+def _plain(node: yaml.Node, key: str, lines: dict[str, int], depth: int) -> object:
+    line = node.start_mark.line + 1
+    lines.setdefault(key, line)
+    if depth > _DEEPEST or len(lines) > _MOST_VALUES:
+        raise TopologyError("nests too deeply or repeats aliases too often; write it out", key=key, line=line)
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        return [_plain(entry, f"{key}[{i}]", lines, depth + 1) for i, entry in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode) and kind == "map":
+        found: dict[str, object] = {}
+        for key_node, value in node.value:
+            line, name = key_node.start_mark.line + 1, key_node.value
+            if not isinstance(key_node, yaml.ScalarNode) or name == "<<":
+                raise TopologyError("a key is a plain word; merge keys (<<) are not read", key=key, line=line)
+            path = f"{key}.{name}" if key else name
+            if name in found:
+                raise TopologyError(f"is given twice, first on line {lines[path]}; keep one", key=path, line=line)
+            lines[path] = line
+            found[name] = _plain(value, path, lines, depth + 1)
+        return found
+    if isinstance(node, yaml.ScalarNode) and kind in ("str", "timestamp"):
+        return node.value
+    if isinstance(node, yaml.ScalarNode) and kind in ("int", "float", "bool", "null"):
+        try:
+            return yaml.constructor.SafeConstructor().construct_object(node)
+        except (ValueError, KeyError):  # an explicit tag on a text that is none ("!!int x"), or too many digits
+            return node.value
+    raise TopologyError(f"has the tag {node.tag!r}; tags are not read, remove it", key=key, line=line)
+
+
+def _with_si_units(data: object) -> dict[str, Any]:
+    given = _known(data, ("version", "tiers", "links", "direct"))
+    for key, table in (("tiers", _TIER_KEYS), ("links", _LINK_KEYS)):
+        if key in given:
+            entries = _list(given, key)
+            given[key] = [_si(entry, table, f"{key}[{i}]") for i, entry in enumerate(entries)]
+    if given.get("direct") is not None:
+        given["direct"] = _si(given["direct"], _DIRECT_KEYS, "direct")
+    return given
+
+
+def _si(data: object, table: _Keys, key: str) -> dict[str, Any]:
+    with under(key):
+        fields_of: dict[str, Any] = {}
+        for name, value in _known(data, table).items():
+            field_name, parse = table[name]
+            with under(name):
+                fields_of[field_name] = parse(value) if parse else value
+        return fields_of
+
+
+def _place(key: str, lines: Mapping[str, int]) -> tuple[str, int | None]:
+    """A key path as it is written in the text, and the line of the nearest part of it that is there."""
+    head, dot, last = key.rpartition(".")
+    if key not in lines:
+        key = f"{head}{dot}{_WRITTEN.get(last, last)}"
+    there = key
+    while there and there not in lines:
+        there = re.sub(r"(^|\.)[^.\[\]]*$|\[\d+\]$", "", there)
+    return key, lines.get(there)

@@ -1,0 +1,63 @@
+"""Reads the JSON form, version 1, of a problem: shapes and keys here, the meaning of values in `check`.
+
+A key this version does not know is refused, never skipped: it may be a limit the caller counts on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from partitioners.errors import ProblemError
+from partitioners.problem import Codec, Link, Op, Problem, Tensor, Tier
+
+T = TypeVar("T")
+VERSION = 1
+
+
+def read(source: str | Mapping[str, Any]) -> Problem:
+    """Build a problem from JSON text or from what `json.loads` makes of it."""
+    if isinstance(source, str):
+        try:
+            source = json.loads(source)
+        except json.JSONDecodeError as error:
+            raise ProblemError("$", f"is not JSON: {error}") from None
+    version = source.get("version") if isinstance(source, Mapping) else None
+    if isinstance(source, Mapping) and (version != VERSION or isinstance(version, bool)):
+        raise ProblemError("version", f"is {version!r}; this release reads version {VERSION}")
+    body = {key: value for key, value in source.items() if key != "version"} if isinstance(source, Mapping) else source
+    return _record(Problem, "", body, tiers=_each(Tier), links=_each(Link), ops=_each(Op, seconds=_list),
+                   tensors=_each(Tensor, consumers=_list, codecs=_each(Codec, encode_s=_list, decode_s=_list)))
+
+
+def _record(cls: Callable[..., T], path: str, value: object, **nested: Callable[[str, object], object]) -> T:
+    """Build `cls` from an object whose keys are its fields; `nested` reads the fields that are not plain values."""
+    if not isinstance(value, Mapping):
+        raise ProblemError(path or "$", f"is {value!r:.60}; must be an object")
+    dot = f"{path}." if path else ""
+    known = {field.name: field.default is MISSING for field in fields(cls)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            raise ProblemError(f"{dot}{key}", "is not supported by this version of the format")
+    for key, needed in known.items():
+        if needed and value.get(key) is None:
+            raise ProblemError(f"{dot}{key}", "is missing")
+    given = {key: item for key, item in value.items() if item is not None}
+    return cls(**{key: nested[key](f"{dot}{key}", item) if key in nested else item for key, item in given.items()})
+
+
+def _each(cls: Callable[..., T], **nested: Callable[[str, object], object]) -> Callable[[str, object], tuple[T, ...]]:
+    """Return a reader of lists of `cls`."""
+
+    def reader(path: str, value: object) -> tuple[T, ...]:
+        return tuple(_record(cls, f"{path}[{i}]", item, **nested) for i, item in enumerate(_list(path, value)))
+
+    return reader
+
+
+def _list(path: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ProblemError(path, f"is {value!r:.60}; must be a list")
+    return tuple(value)

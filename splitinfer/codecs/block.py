@@ -1,0 +1,264 @@
+"""The encoded tensor: a small fixed header that says what the body is, shared by all codecs (docs/wire-format.md).
+
+A tensor's *layout* travels with it. Two tensors that are equal as numbers but not as strides can make a kernel choose
+another order of summation, and then a split model would differ from the whole one in the last bits.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from splitinfer.errors import CodecError
+
+Buffer = bytes | bytearray | memoryview
+
+DEFAULT_LIMIT_NBYTES = 1 << 30
+"""Largest decoded tensor that a decoder allocates unless told otherwise: 1 GiB."""
+
+ALIGNMENT = 16
+"""Header and frames are padded to this many bytes, so that the body can be viewed as any dtype without a copy."""
+
+# The number of a dtype on the wire is its place in this list: append only.
+DTYPES: tuple[torch.dtype, ...] = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16,
+    torch.int32, torch.int64, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
+    torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.complex32,
+)
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+_MAX_NDIM = 64
+_PREFIX = struct.Struct("<BBBBI")  # codec id, mode, dtype code, number of dimensions, flags
+_STRIDED = 1  # flag: strides follow the shape
+_UNSUPPORTED = "is not a dense tensor in memory"
+
+with warnings.catch_warnings():
+    # torch warns once in a process that a read-only buffer is viewed; stages never write to their inputs.
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b"\0", dtype=torch.uint8)
+
+
+class TensorLike(Protocol):
+    """What `estimate` looks at: anything with a shape and a dtype, a tensor for example."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What precedes a body: which codec wrote it, in which mode, and the tensor that it gives back."""
+
+    codec_id: int
+    mode: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    """In elements; None means row-major."""
+
+    @property
+    def count(self) -> int:
+        """Number of elements that the body holds: broadcast dimensions (stride 0) are stored once."""
+        return prod(1 if stride == 0 else size for size, stride in zip(self.shape, self._steps(), strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded tensor in memory, gaps between its rows included."""
+        if 0 in self.shape:
+            return 0
+        extent = sum((size - 1) * stride for size, stride in zip(self.shape, self._steps(), strict=True))
+        return (extent + 1) * self.dtype.itemsize
+
+    def _steps(self) -> tuple[int, ...]:
+        return self.strides if self.strides is not None else row_major(self.shape)
+
+    def pack(self) -> bytes:
+        """The header's bytes, padded to ALIGNMENT."""
+        numbers = self.shape if self.strides is None else (*self.shape, *self.strides)
+        flags = 0 if self.strides is None else _STRIDED
+        head = _PREFIX.pack(self.codec_id, self.mode, _CODES[self.dtype], len(self.shape), flags)
+        return _padded(head + struct.pack(f"<{len(numbers)}Q", *numbers))
+
+    @staticmethod
+    def unpack(data: Buffer, limit_nbytes: int = DEFAULT_LIMIT_NBYTES) -> tuple[Header, memoryview]:
+        """Header and body. Raises CodecError before anything is allocated where a number does not hold."""
+        view = memoryview(data).cast("B")
+        if len(view) < _PREFIX.size:
+            raise CodecError(f"an encoded tensor has at least {_PREFIX.size} bytes; this has {len(view)}")
+        codec_id, mode, code, ndim, flags = _PREFIX.unpack_from(view)
+        if code >= len(DTYPES):
+            raise CodecError(f"unknown dtype number {code}; this version knows {len(DTYPES)}")
+        if ndim > _MAX_NDIM or flags > _STRIDED:
+            raise CodecError(f"malformed tensor header: {ndim} dimensions, flags {flags}")
+        size = _PREFIX.size + 8 * ndim * (1 + flags)
+        padded = -(-size // ALIGNMENT) * ALIGNMENT
+        if len(view) < padded:
+            raise CodecError(f"truncated tensor header: {len(view)} of {padded} bytes")
+        numbers = struct.unpack_from(f"<{ndim * (1 + flags)}Q", view, _PREFIX.size)
+        header = Header(codec_id, mode, DTYPES[code], numbers[:ndim], numbers[ndim:] if flags else None)
+        if max(header.nbytes, header.count * header.dtype.itemsize, max(numbers, default=0)) > limit_nbytes:
+            raise CodecError(f"a tensor of shape {header.shape} needs {header.nbytes} bytes; the limit is {limit_nbytes}")
+        if header.strides is not None and not _plain(header.shape, header.strides):
+            raise CodecError(f"strides {header.strides} of shape {header.shape} overlap")
+        return header, view[padded:]
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % ALIGNMENT)
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous tensor as torch gives them."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _order(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """Dimensions from the outermost in memory to the innermost."""
+    return sorted(range(len(shape)), key=lambda axis: (-strides[axis], axis))
+
+
+def _plain(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether no two elements share memory, broadcast dimensions (stride 0) apart."""
+    span = 0
+    for axis in reversed(_order(shape, strides)):
+        if shape[axis] == 1 or strides[axis] == 0:
+            continue
+        if strides[axis] <= span:
+            return False
+        span += (shape[axis] - 1) * strides[axis]
+    return True
+
+
+def to_body(tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | None, list[int]]:
+    """A contiguous tensor in the order of memory, the strides to restore, and which axis came from where.
+
+    Nothing is copied for a contiguous or a permuted tensor. An overlapping tensor (a sliding window) is made
+    contiguous, a broadcast dimension is stored once.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise CodecError(f"a {tensor.layout} tensor {_UNSUPPORTED}; call .to_dense() in the model")
+    if tensor.dtype not in _CODES:
+        raise CodecError(f"dtype {dtype_name(tensor.dtype)} has no number on the wire")
+    tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
+    if tensor.is_contiguous() or tensor.numel() == 0 or not _plain(tensor.shape, tensor.stride()):
+        return tensor.contiguous(), None, list(range(tensor.dim()))
+    strides = tensor.stride()
+    for axis, stride in enumerate(strides):
+        if stride == 0:
+            tensor = tensor.narrow(axis, 0, 1)
+    order = _order(tensor.shape, strides)
+    return tensor.permute(order).contiguous(), strides, order
+
+
+def from_body(body: Tensor, header: Header) -> Tensor:
+    """The inverse of :func:`to_body`: `body` holds `header.count` elements in the order of memory."""
+    if header.strides is None:
+        return body.view(header.shape)
+    sizes, order = memory_shape(header)
+    body = body.view(sizes)
+    if header.nbytes == body.numel() * header.dtype.itemsize:
+        return body.as_strided(header.shape, header.strides)
+    result = torch.empty_strided(header.shape, header.strides, dtype=header.dtype)
+    stored = result.permute(order)
+    for axis, size in enumerate(sizes):
+        stored = stored.narrow(axis, 0, size)
+    stored.copy_(body)
+    return result
+
+
+def memory_shape(header: Header) -> tuple[list[int], list[int]]:
+    """Sizes of the stored elements from the outermost dimension in memory to the innermost, and which axes these are."""
+    if header.strides is None:
+        return list(header.shape), list(range(len(header.shape)))
+    order = _order(header.shape, header.strides)
+    return [1 if header.strides[axis] == 0 else header.shape[axis] for axis in order], order
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, not copied."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    flat = tensor.reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+
+
+def as_tensor(data: Buffer, dtype: torch.dtype, count: int) -> Tensor:
+    """`count` elements that share the memory of `data`. Raises CodecError where the sizes differ."""
+    if len(data) != count * dtype.itemsize:
+        raise CodecError(f"body of {len(data)} bytes where {count} x {dtype_name(dtype)} need {count * dtype.itemsize}")
+    return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+class Codec(ABC):
+    """One way to write a tensor as bytes.
+
+    Codecs are stateless to their callers and safe to use from several threads.
+    """
+
+    name: ClassVar[str]
+    codec_id: ClassVar[int]
+    """The codec's number on the wire; never reused."""
+    lossless: ClassVar[bool]
+
+    @abstractmethod
+    def parts(self, tensor: Tensor) -> list[Buffer]:
+        """The encoded tensor as buffers to be joined, so that a packet copies each byte once."""
+
+    @abstractmethod
+    def body(self, header: Header, data: memoryview) -> Tensor:
+        """The elements in the order of memory, from a body whose header was already checked."""
+
+    @abstractmethod
+    def estimate(self, spec: TensorLike) -> int:
+        """Bytes that :meth:`encode` never exceeds for a row-major tensor of this shape and dtype; exact for `raw`."""
+
+    def encode(self, tensor: Tensor) -> bytes:
+        """The tensor as self-describing bytes. Raises CodecError for a sparse, quantised or unknown tensor."""
+        return b"".join(self.parts(tensor))
+
+    def decode(self, data: Buffer, *, limit_nbytes: int = DEFAULT_LIMIT_NBYTES, copy: bool = True) -> Tensor:
+        """The tensor, on the CPU, with the strides it had.
+
+        Sizes are checked against `limit_nbytes` before anything is allocated. With ``copy=False`` the result may share
+        the memory of `data` and must not be written to. Raises CodecError for bytes that this codec did not write.
+        """
+        header, body = Header.unpack(data, limit_nbytes)
+        if header.codec_id != self.codec_id:
+            raise CodecError(f"written by codec number {header.codec_id}; '{self.name}' is number {self.codec_id}")
+        try:
+            tensor = from_body(self.body(header, body), header)
+        except (RuntimeError, ValueError, OverflowError, struct.error) as error:
+            raise CodecError(f"malformed '{self.name}' tensor: {error}") from error
+        return tensor.clone() if copy and tensor.numel() and shares(tensor, body) else tensor
+
+
+def shares(tensor: Tensor, data: memoryview) -> bool:
+    """Whether the tensor lies inside this memory."""
+    if not len(data):
+        return False
+    start = torch.frombuffer(data, dtype=torch.uint8).data_ptr()
+    return start <= tensor.data_ptr() < start + len(data)
+
+
+def header_nbytes(ndim: int) -> int:
+    """Bytes of the header of a row-major tensor."""
+    return -(-(_PREFIX.size + 8 * ndim) // ALIGNMENT) * ALIGNMENT

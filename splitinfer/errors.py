@@ -1,0 +1,87 @@
+"""Every error that splitinfer raises on purpose.
+
+::
+
+    SplitinferError
+    |-- CaptureError        the model cannot be captured
+    |-- CutError            the graph cannot be cut there
+    |-- InputError          a call does not fit the captured inputs
+    |-- CodecError          a codec name or an encoded tensor is wrong
+    |-- PacketError         a packet is damaged, of another version, or larger than its limits
+    |-- ProfileError        a profile does not fit the graph, or its file is malformed
+    |-- PlanError           a plan does not fit the graph or topology, or its file is malformed
+    |-- DeployError         the stages could not be started
+    |-- StageError          a stage failed while it ran a request; carries stage, layer and the cause
+    |-- RequestTimeout      a request outlived its deadline
+    |-- UsageError          a command line argument is wrong
+    `-- MissingExtra        an optional package is not installed
+
+Each message is complete in itself: what is wrong, with the numbers, and what to try.
+"""
+
+from __future__ import annotations
+
+
+class SplitinferError(Exception):
+    """Base of the tree; catching it catches everything that splitinfer raises on purpose."""
+
+
+class CaptureError(SplitinferError):
+    """The model cannot be captured; names the module and the reason."""
+
+
+class CutError(SplitinferError):
+    """The graph cannot be cut at the place asked for."""
+
+
+class InputError(SplitinferError):
+    """A call does not fit the inputs that the model was captured with."""
+
+
+class CodecError(SplitinferError):
+    """A codec name is unknown, or an encoded tensor is malformed."""
+
+
+class PacketError(SplitinferError):
+    """A packet was refused: damaged, of another version, or larger than its limits."""
+
+
+class ProfileError(SplitinferError):
+    """A profile does not fit its graph, or its file is malformed."""
+
+
+class PlanError(SplitinferError):
+    """A plan does not fit its graph or topology, or its file is malformed."""
+
+
+class DeployError(SplitinferError):
+    """The stages of a plan could not be started."""
+
+
+class RequestTimeout(SplitinferError):
+    """A request outlived its deadline."""
+
+
+class UsageError(SplitinferError):
+    """A command line argument is wrong."""
+
+
+class StageError(SplitinferError):
+    """A stage failed while it ran a request.
+
+    `stage` and `layer` name the place, `cause` is the original error as ``Type: message``, `remote_traceback` its trace.
+    """
+
+    def __init__(self, stage: str, layer: str, cause: str, remote_traceback: str = "") -> None:
+        super().__init__(f"stage '{stage}' failed in layer '{layer}': {cause}")
+        self.stage, self.layer, self.cause, self.remote_traceback = stage, layer, cause, remote_traceback
+
+    def __reduce__(self) -> tuple[type[StageError], tuple[str, str, str, str]]:
+        return type(self), (self.stage, self.layer, self.cause, self.remote_traceback)
+
+
+class MissingExtra(SplitinferError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"'{package}' is not installed; it comes with: pip install 'splitinfer[{extra}]'")

@@ -1,0 +1,502 @@
+"""``nn.Module`` + sample call -> :class:`~splitinfer.graph.Graph`, by ``torch.export``; the model is not edited.
+
+The exported program is made functional (``run_decompositions({})``), so that writing in place, also through a view,
+becomes a plain data dependency. On every family of the zoo the result equals the eager module bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import networkx as nx
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from splitinfer.codecs.block import dtype_name
+from splitinfer.errors import CaptureError
+from splitinfer.graph import INPUT, Graph, InputLeaf, Layer, OutputLeaf, TensorSpec, Together, weights_nbytes
+
+_MUTATIONS = {OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION}
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_ASSERTIONS = ("_assert", "sym_constrain", "assert_async")
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    granularity: Literal["module", "op"] = "module",
+) -> Graph:
+    """Capture a model in evaluation mode with one sample call.
+
+    `args` and `kwargs` are the sample; any nesting of tensors, numbers and None that ``torch.export`` takes.
+    `dynamic_shapes` is that of ``torch.export.export`` (``{"images": {0: Dim("batch")}}``), or ``"batch"``: the first
+    dimension of every tensor argument varies together. `granularity` "op" makes each operator a layer of its own.
+
+    Raises CaptureError, which names the module and the reason: training mode, random operators, inputs that the model
+    writes to, control flow that depends on data, a sample that the model itself does not take.
+    """
+    kwargs = dict(kwargs or {})
+    _refuse_training(model)
+    if isinstance(dynamic_shapes, str):
+        if dynamic_shapes != "batch":
+            raise CaptureError(f"dynamic_shapes is 'batch' or what torch.export takes; got '{dynamic_shapes}'")
+        dynamic_shapes = _batch_shapes(args, kwargs)
+    program = _export(model, args, kwargs, dynamic_shapes)
+    return _Importer(model, program, (args, kwargs)).graph(granularity)
+
+
+def _refuse_training(model: nn.Module) -> None:
+    names = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if names:
+        raise CaptureError(f"the model is in training mode ({', '.join(names[:3])}{', ...' if names[3:] else ''}); call model.eval()")
+
+
+def _batch_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Every tensor's first dimension varies, one size for all."""
+    batch = torch.export.Dim("batch", min=1)
+
+    def spec(leaf: object) -> object:
+        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None
+
+    mapped = (*pytree.tree_map(spec, args), *pytree.tree_map(spec, dict(kwargs)).values())
+    return mapped
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> torch.export.ExportedProgram:
+    """The functional program. Dimensions of size 1 are doubled for tracing where they may vary: torch fixes a 1."""
+    traced_args, traced_kwargs = _widened(args, kwargs, dynamic_shapes)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(
+                model, traced_args, traced_kwargs, dynamic_shapes=dynamic_shapes, strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            return program.run_decompositions({})
+    except Exception as error:  # torch raises many types here; each becomes one CaptureError
+        raise _explained(model, args, kwargs, error) from error
+
+
+def _widened(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The sample with its batch doubled where dimension 0 is dynamic and 1 for every tensor that has it."""
+    if not isinstance(dynamic_shapes, tuple):
+        return args, kwargs
+
+    def widen(leaf: object, spec: object) -> object:
+        if isinstance(leaf, Tensor) and isinstance(spec, dict) and 0 in spec and leaf.shape[0] == 1:
+            return torch.cat([leaf, leaf])
+        return leaf
+
+    values = [*args, *kwargs.values()]
+    wide = [
+        pytree.tree_map(widen, value, spec) if isinstance(value, Tensor) else _widen_nested(widen, value, spec)
+        for value, spec in zip(values, dynamic_shapes, strict=True)
+    ]
+    return tuple(wide[: len(args)]), dict(zip(kwargs, wide[len(args) :], strict=True))
+
+
+def _widen_nested(widen: Any, value: Any, spec: Any) -> Any:
+    leaves, tree = pytree.tree_flatten(value)
+    specs = pytree.tree_leaves(spec, is_leaf=lambda node: node is None or (isinstance(node, dict) and 0 in node))
+    if len(specs) != len(leaves):
+        return value
+    return pytree.tree_unflatten([widen(leaf, one) for leaf, one in zip(leaves, specs, strict=True)], tree)
+
+
+@contextmanager
+def _quiet() -> Iterable[None]:  # type: ignore[misc]
+    """Tracing warns about its own internals; a user can do nothing about it."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _explained(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> CaptureError:
+    """The error with the module that it came from, and what works instead."""
+    path = _failing_module(model, error)
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as own:
+        return CaptureError(f"the model does not take its own sample: {_first_line(own)} (in module '{_failing_module(model, own)}')")
+    kind = type(error).__name__
+    if "DataDependent" in kind or "data-dependent" in str(error):
+        advice = "its control flow depends on the values of a tensor; use torch.where or torch.cond there"
+    elif "dynamic" in str(error).lower() or "Constraint" in kind:
+        advice = "the dynamic dimensions do not fit the model; capture one static graph per shape instead"
+    else:
+        advice = "torch.export refuses it; move the unsupported part out of forward, or capture the submodules around it"
+    return CaptureError(f"module '{path}' cannot be captured: {_first_line(error)}\n  What to try: {advice}.")
+
+
+def _failing_module(model: nn.Module, error: BaseException) -> str:
+    """Path of the innermost module of the model on the error's stack."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        found = names.get(id(owner), found) or found
+        trace = trace.tb_next
+    return found or type(model).__name__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@dataclass
+class _Run:
+    """Consecutive operators of one module call."""
+
+    module: str
+    nodes: list[fx.Node] = field(default_factory=list)
+
+
+class _Importer:
+    """Turns one exported program into a Graph."""
+
+    def __init__(self, model: nn.Module, program: torch.export.ExportedProgram, example: tuple[tuple[Any, ...], dict[str, Any]]):
+        self.model, self.program, self.example = model, program, example
+        self.signature: ExportGraphSignature = program.graph_signature
+        self.weight_of = self._weight_names()
+        self.mutated = self._mutations()
+        self.dynamic = _symbols(program)
+        self.live = self._live()
+        self.constant = self._constants()
+
+    def graph(self, granularity: str) -> Graph:
+        self._refuse_random()
+        runs = self._runs(granularity)
+        names = _layer_names([run for run in runs], granularity)
+        weights = self._weights()
+        layers = {name: self._layer(name, run, weights) for name, run in zip(names, runs, strict=True)}
+        layer_of = {op: layer.name for layer in layers.values() for op in layer.ops}
+        tensors, alone = self._tensors(layers, layer_of)
+        used = {weight for layer in layers.values() for weight in layer.weights}
+        outputs = self._outputs()
+        in_spec, out_spec = self.program.call_spec.in_spec, self.program.call_spec.out_spec
+        assert in_spec is not None and out_spec is not None  # torch.export always records them
+        return Graph(
+            fx_graph=self.program.graph, owner=self.program.graph_module,
+            weights={name: tensor for name, tensor in weights.items() if name in used},
+            weight_nodes=self.weight_of, layers=layers, tensors=tensors, inputs=self._inputs(), outputs=outputs, in_spec=in_spec, out_spec=out_spec,
+            together=self._together(layers, layer_of, tensors, alone), mutated=self.mutated, example=self.example,
+            ranges={str(symbol): _bounds(limits) for symbol, limits in self.program.range_constraints.items()},
+            name=type(self.model).__name__,
+        )
+
+    # -- what the program's placeholders and outputs mean
+
+    def _weight_names(self) -> dict[str, str]:
+        """Placeholder name -> name of the parameter, buffer or constant."""
+        kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+        found = {}
+        for spec in self.signature.input_specs:
+            if spec.kind in kinds:
+                found[spec.arg.name] = str(spec.target)
+            elif spec.kind != InputKind.USER_INPUT:
+                raise CaptureError(f"the model holds '{spec.target}' ({spec.kind.name.lower()}), which cannot be moved to another machine")
+        return found
+
+    def _mutations(self) -> dict[str, str]:
+        found = {}
+        for spec in self.signature.output_specs:
+            if spec.kind in _MUTATIONS:
+                found[str(spec.target)] = spec.arg.name
+            elif spec.kind != OutputKind.USER_OUTPUT:
+                raise CaptureError(f"the model writes to its input '{spec.target}'; write to a copy (x = x.clone()) instead")
+        return found
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Every weight by name; a mutated buffer is copied so that a stage's state is its own."""
+        held: dict[str, Any] = {**self.program.constants, **self.program.state_dict}
+        return {
+            name: held[name].detach().clone() if name in self.mutated else held[name].detach()
+            for name in self.weight_of.values()
+            if isinstance(held.get(name), Tensor)
+        }
+
+    # -- which operators count
+
+    def _live(self) -> set[fx.Node]:
+        """Operators that an output or a buffer depends on; assertions about sizes are checked at the call instead."""
+        output = next(iter(reversed(self.program.graph.nodes)))
+        live: set[fx.Node] = set()
+        pending = list(output.all_input_nodes)
+        while pending:
+            node = pending.pop()
+            if node not in live:
+                live.add(node)
+                pending += node.all_input_nodes
+        return live
+
+    def is_size(self, node: fx.Node) -> bool:
+        """Whether the node's value follows from the dynamic dimensions of the inputs."""
+        value = node.meta.get("val")
+        return isinstance(value, _SYMBOLIC) and {str(s) for s in value.node.expr.free_symbols} <= self.dynamic
+
+    def _constants(self) -> set[fx.Node]:
+        """Operators that depend on no input and no changing buffer; those that are returned stay in a layer."""
+        found: set[fx.Node] = set()
+        returned = {spec.arg.name for spec in self.signature.output_specs if hasattr(spec.arg, "name")}
+        for node in self.program.graph.nodes:
+            if node.op == "get_attr":
+                found.add(node)
+            elif node.op == "placeholder":
+                if node.name in self.weight_of and self.weight_of[node.name] not in self.mutated:
+                    found.add(node)
+            elif node.op == "call_function" and node.name not in returned:
+                if all(parent in found or self.is_size(parent) for parent in node.all_input_nodes):
+                    found.add(node)
+        return found
+
+    def _compute_nodes(self) -> Iterable[fx.Node]:
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and node in self.live and node not in self.constant and not self.is_size(node):
+                yield node
+
+    def _refuse_random(self) -> None:
+        for node in self.program.graph.nodes:
+            if node in self.live and _is_random(node):
+                raise CaptureError(
+                    f"module '{_module_path(node)[0] or type(self.model).__name__}' uses the random operator {node.target}; "
+                    f"its answers could not be compared. Pass the noise as an input, or make it conditional on self.training."
+                )
+
+    # -- layers
+
+    def _runs(self, granularity: str) -> list[_Run]:
+        runs: list[_Run] = []
+        run_of: dict[fx.Node, _Run] = {}
+        last: object = None
+        for node in self._compute_nodes():
+            parent = node.all_input_nodes[0] if node.all_input_nodes else None
+            if _is_getitem(node) and parent in run_of:  # a part of a tuple stays with its operator
+                run = run_of[parent]
+            else:
+                path, call = _module_path(node)
+                if granularity == "op" or call != last:
+                    runs.append(_Run(path))
+                run, last = runs[-1], call
+            run.nodes.append(node)
+            run_of[node] = run
+        if not runs:
+            raise CaptureError("the model computes nothing from its inputs")
+        return runs
+
+    def _layer(self, name: str, run: _Run, weights: Mapping[str, Tensor]) -> Layer:
+        found: dict[str, None] = {}
+        pending = list(run.nodes)
+        seen: set[fx.Node] = set()
+        while pending:
+            node = pending.pop()
+            for parent in node.all_input_nodes:
+                if parent.name in self.weight_of:
+                    found[self.weight_of[parent.name]] = None
+                elif parent in self.constant and parent not in seen:
+                    seen.add(parent)
+                    pending.append(parent)
+        mine = {node.name for node in run.nodes}
+        found.update({buffer: None for buffer, op in self.mutated.items() if op in mine})
+        nbytes = weights_nbytes(weights[weight] for weight in found)
+        return Layer(name, run.module, tuple(node.name for node in run.nodes), tuple(found), nbytes)
+
+    # -- tensors between layers
+
+    def _tensors(self, layers: Mapping[str, Layer], layer_of: Mapping[str, str]) -> tuple[dict[str, TensorSpec], list[str]]:
+        """Tensors that leave their layer, and the names of the values among them that are not tensors."""
+        position = {name: index for index, name in enumerate(layers)}
+        returned = {spec.arg.name for spec in self.signature.output_specs if spec.kind == OutputKind.USER_OUTPUT and hasattr(spec.arg, "name")}
+        tensors, alone = {}, []
+        for node in self.program.graph.nodes:
+            is_input = node.op == "placeholder" and node.name not in self.weight_of
+            if not is_input and node.name not in layer_of:
+                continue
+            producer = INPUT if is_input else layer_of[node.name]
+            users = {layer_of[user.name] for user in node.users if user.name in layer_of} - {producer}
+            if not users and not (node.name in returned or is_input):
+                continue
+            value = node.meta.get("val")
+            if not isinstance(value, Tensor):
+                if users:
+                    alone.append(node.name)
+                if is_input or not users:
+                    continue
+            tensors[node.name] = self._tensor(node, producer, sorted(users, key=position.__getitem__), node.name in returned)
+        return tensors, alone
+
+    def _tensor(self, node: fx.Node, producer: str, consumers: list[str], returned: bool) -> TensorSpec:
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            return TensorSpec(node.name, producer, tuple(consumers), (), (), type(value).__name__, 0, returned)
+        shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+        sample = tuple(self._at_sample(size) for size in value.shape)
+        count = 1
+        for size in sample:
+            count *= size
+        return TensorSpec(
+            node.name, producer, tuple(consumers), shape, sample, dtype_name(value.dtype), count * value.dtype.itemsize, returned
+        )
+
+    def _at_sample(self, size: int | torch.SymInt) -> int:
+        return size if isinstance(size, int) else int(evaluate(size, self._sample_dimensions))
+
+    @property
+    def _sample_dimensions(self) -> dict[str, int]:
+        """Dynamic dimension -> its size in the sample that the user gave (not the widened one)."""
+        leaves = pytree.tree_leaves(self.example)
+        found: dict[str, int] = {}
+        for spec, leaf in zip(self._user_specs(), leaves, strict=True):
+            if isinstance(leaf, Tensor) and hasattr(spec.arg, "name"):
+                value = self._node(spec.arg.name).meta["val"]
+                found |= {str(want): got for got, want in zip(leaf.shape, value.shape, strict=True) if not isinstance(want, int)}
+        return found
+
+    def _together(
+        self, layers: Mapping[str, Layer], layer_of: Mapping[str, str], tensors: Mapping[str, TensorSpec], alone: list[str]
+    ) -> tuple[Together, ...]:
+        dag = nx.DiGraph((t.producer, consumer) for t in tensors.values() for consumer in t.consumers)
+        dag.add_nodes_from(layers)
+        groups = []
+        for buffer, op in self.mutated.items():
+            users = {name for name, layer in layers.items() if buffer in layer.weights}
+            users |= {layer_of[op]} if op in layer_of else set()
+            groups.append((users, f"buffer '{buffer}' changes at every call and lives in one stage"))
+        for name in alone:
+            spec = tensors[name]
+            groups.append(({spec.producer, *spec.consumers}, f"'{name}' of '{spec.producer}' is a number computed from data, not a tensor"))
+        return tuple(Together(_convex(dag, users), reason) for users, reason in groups if len(users) > 1)
+
+    # -- the call
+
+    def _user_specs(self) -> list[Any]:
+        return [spec for spec in self.signature.input_specs if spec.kind == InputKind.USER_INPUT]
+
+    def _node(self, name: str) -> fx.Node:
+        return next(node for node in self.program.graph.nodes if node.name == name)
+
+    def _inputs(self) -> tuple[InputLeaf, ...]:
+        paths = pytree.tree_flatten_with_path(self.example)[0]
+        leaves = []
+        for spec, (path, value) in zip(self._user_specs(), paths, strict=True):
+            label = ("args" if path[0].idx == 0 else "kwargs") + pytree.keystr(path[1:])
+            leaves.append(InputLeaf(label, spec.arg.name) if isinstance(value, Tensor) else InputLeaf(label, None, value))
+        return tuple(leaves)
+
+    def _outputs(self) -> tuple[OutputLeaf, ...]:
+        leaves = []
+        for spec in self.signature.output_specs:
+            if spec.kind != OutputKind.USER_OUTPUT:
+                continue
+            if not hasattr(spec.arg, "name") or hasattr(spec.arg, "value"):
+                leaves.append(OutputLeaf("value", value=getattr(spec.arg, "value", None)))
+            elif self.is_size(self._node(spec.arg.name)):
+                leaves.append(OutputLeaf("size", spec.arg.name))
+            else:
+                leaves.append(OutputLeaf("tensor", spec.arg.name))
+        return tuple(leaves)
+
+
+def evaluate(value: Any, dimensions: Mapping[str, int]) -> int | float | bool:
+    """A symbolic number at these sizes of the dynamic dimensions."""
+    if not isinstance(value, _SYMBOLIC):
+        return value  # type: ignore[no-any-return]
+    expression = value.node.expr
+    result = expression.subs({symbol: dimensions[str(symbol)] for symbol in expression.free_symbols})
+    if isinstance(value, torch.SymBool):
+        return bool(result)
+    return int(result) if isinstance(value, torch.SymInt) else float(result)
+
+
+def _symbols(program: torch.export.ExportedProgram) -> set[str]:
+    """The dynamic dimensions that some input has as a dimension of its own."""
+    found = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+            found |= {str(size) for size in node.meta["val"].shape if isinstance(size, torch.SymInt) and size.node.expr.is_symbol}
+    return found
+
+
+def _bounds(limits: Any) -> tuple[int, int]:
+    largest = 1 << 62
+    return int(limits.lower), int(limits.upper) if limits.upper < largest else largest
+
+
+def _is_getitem(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers at this call: attention and recurrent layers only with dropout on."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = dict(zip((argument.name for argument in target._schema.arguments), node.args, strict=False)) | node.kwargs
+    if "dropout_p" in given or "attention" in target.name():
+        return given.get("dropout_p", 0.0) != 0
+    if "train" in given:
+        return bool(given["train"])
+    return True
+
+
+def _module_path(node: fx.Node) -> tuple[str, str]:
+    """Path of the innermost module that made the operator, and a key that differs between its calls."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return "", ""
+    key, (path, _) = list(stack.items())[-1]
+    return path.partition("@")[0], str(key)
+
+
+def _op_name(node: fx.Node) -> str:
+    target = node.target
+    name = target._schema.name.partition("::")[2] if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    return str(name).lstrip("_")
+
+
+_VIEWS = {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "getitem", "slice", "select", "clone", "to", "t",
+          "contiguous", "alias", "detach", "split", "chunk"}
+
+
+def _layer_names(runs: list[_Run], granularity: str) -> list[str]:
+    """The module's path; behind it the telling operator where the module has children or is the root."""
+    paths = {run.module for run in runs}
+    parents = {path.rpartition(".")[0] for path in paths} | {""}
+    for path in paths:
+        while path:
+            path = path.rpartition(".")[0]
+            parents.add(path)
+    names: list[str] = []
+    counts: dict[str, int] = {}
+    for run in runs:
+        name = run.module
+        if granularity == "op" or name in parents:
+            telling = [node for node in run.nodes if _op_name(node) not in _VIEWS] or run.nodes
+            op = run.nodes[0].name if granularity == "op" else _op_name(telling[-1])
+            name = f"{name}.{op}" if name else op
+        counts[name] = counts.get(name, 0) + 1
+        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return names
+
+
+def _convex(dag: nx.DiGraph, members: set[str]) -> frozenset[str]:
+    """The members and every layer on a path between two of them: what one stage must then hold."""
+    after = set().union(*(nx.descendants(dag, name) for name in members))
+    before = set().union(*(nx.ancestors(dag, name) for name in members))
+    return frozenset(members | (after & before))

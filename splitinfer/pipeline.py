@@ -1,0 +1,154 @@
+"""A split model as one callable. `Pipeline.local` runs all stages in this process: the reference for every backend."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from splitinfer import codecs
+from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
+from splitinfer.errors import PlanError, StageError
+from splitinfer.graph import INPUT, Graph
+from splitinfer.importer import evaluate
+from splitinfer.plans import Plan
+from splitinfer.routing import Route, routes
+from splitinfer.runner import StageRunner
+from splitinfer.stages import Stage, carve
+from splitinfer.tracing import Recorder, Span, Trace
+
+DEFAULT_TIMEOUT_S = 120.0
+"""Two minutes: longer than any sane request, short enough that a lost one is noticed."""
+
+
+class Pipeline(ABC):
+    """A split model with the call of the whole one.
+
+    Calling it blocks; `submit` returns at once, and many requests may be in flight. `traced` also returns the trace.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, *, slowdown: float = 1.0, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        plan.check(graph)
+        self.graph, self.plan, self.timeout_s = graph, plan, timeout_s
+        self.source: Route
+        self.source, self.routes = routes(graph, plan)
+        self.slowdown = slowdown
+        self.stages = [carve(graph, planned.layers, planned.name) for planned in plan.stages]
+        self._sizes = {name for stage in self.stages for name in stage.sizes}
+        self._sizes |= {leaf.name for leaf in graph.outputs if leaf.kind == "size"}
+
+    @staticmethod
+    def local(graph: Graph, plan: Plan) -> LocalPipeline:
+        """All stages in this process, one after the other, through the same packets as over a network."""
+        return LocalPipeline(graph, plan)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns for this call, in the model's own structure."""
+        return self.traced(*args, **kwargs)[0]
+
+    def traced(self, *args: Any, **kwargs: Any) -> tuple[Any, Trace]:
+        """The answer and where the time went.
+
+        Raises InputError for a call that does not fit, StageError for a failure inside a stage, RequestTimeout.
+        """
+        return self._submit(args, kwargs).result()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """A future of what the model returns for this call."""
+        outer: Future[Any] = Future()
+
+        def finish(inner: Future[tuple[Any, Trace]]) -> None:
+            error = inner.exception()
+            if error is not None:
+                outer.set_exception(error)
+            else:
+                outer.set_result(inner.result()[0])
+
+        self._submit(args, kwargs).add_done_callback(finish)
+        return outer
+
+    @abstractmethod
+    def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[tuple[Any, Trace]]:
+        """Start one request."""
+
+    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, dict[str, Tensor], Mapping[str, Any], tuple[Span, ...]]:
+        """The first packet, the caller's tensors, the values of the dynamic dimensions, and the spans of encoding."""
+        tensors, dimensions = self.graph.bind(args, kwargs)
+        sizes = {name: evaluate(self.graph.nodes[name].meta["val"], dimensions) for name in self._sizes}
+        recorder = Recorder("source", self.plan.tiers[0], self.slowdown)
+        encoded = any(codec != "raw" for codec in self.source.sends.values())
+        frames = []
+        if encoded:
+            with recorder.span("encode"):
+                frames = [Frame.encode(name, tensors[name], codecs.get(codec)) for name, codec in self.source.sends.items()]
+        else:
+            frames = [Frame.encode(name, tensors[name], codecs.get("raw")) for name in self.source.sends]
+        packet = Packet(Kind.REQUEST, uuid.uuid4().hex, tuple(frames), sizes=sizes, meta={"left_s": self.timeout_s})
+        return packet.pack(), tensors, sizes, tuple(recorder.spans)
+
+    def _answer(self, frames: tuple[Frame, ...], tensors: Mapping[str, Tensor], sizes: Mapping[str, Any], limits: Limits) -> Any:
+        """The model's result from the returned frames."""
+        found = {frame.name: frame for frame in frames}
+        leaves: list[Any] = []
+        for leaf in self.graph.outputs:
+            if leaf.kind == "value":
+                leaves.append(leaf.value)
+            elif leaf.kind == "size":
+                leaves.append(sizes[leaf.name])
+            elif leaf.name in found:
+                leaves.append(found[leaf.name].decode(limits, copy=True))
+            elif leaf.name in tensors:
+                leaves.append(tensors[leaf.name])
+            else:
+                raise PlanError(f"no stage returned '{leaf.name}'")
+        return pytree.tree_unflatten(leaves, self.graph.out_spec)
+
+
+class LocalPipeline(Pipeline):
+    """All stages in this process, on the caller's thread."""
+
+    limits = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38)  # nothing here comes from outside
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        super().__init__(graph, plan)
+        last = len(self.stages) - 1
+        self.runners = [
+            StageRunner(stage, route, tier=planned.tier, last=index == last, limits=self.limits)
+            for index, (stage, route, planned) in enumerate(zip(self.stages, self.routes, plan.stages, strict=True))
+        ]
+
+    def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[tuple[Any, Trace]]:
+        future: Future[tuple[Any, Trace]] = Future()
+        try:
+            future.set_result(self._run(args, kwargs))
+        except Exception as error:  # a future carries whatever went wrong to its owner
+            future.set_exception(error)
+        return future
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Trace]:
+        start = time.perf_counter()
+        data, tensors, sizes, spans = self._request(args, kwargs)
+        results: list[Frame] = []
+        request_id = ""
+        for runner in self.runners:
+            step = runner.run(data)
+            results += step.results
+            spans += step.spans
+            request_id = step.request.request_id
+            data = step.onward or b""
+        answer = self._answer(tuple(results), tensors, sizes, self.limits)
+        return answer, Trace(request_id, time.perf_counter() - start, spans)
+
+
+def whole(graph: Graph) -> Stage:
+    """The whole model as one stage."""
+    return carve(graph, graph.layers, "whole")
+
+
+__all__ = ["DEFAULT_TIMEOUT_S", "INPUT", "LocalPipeline", "Pipeline", "StageError", "whole"]

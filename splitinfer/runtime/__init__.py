@@ -1,0 +1,1 @@
+"""The same plan on Ray; the only rooms that import ray."""
