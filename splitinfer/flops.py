@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdp
 
 from splitinfer.graph import Graph
 from splitinfer.pipeline import whole
+from splitinfer.sizes import sizes_at
 
 
 def layer_flops(graph: Graph) -> dict[str, int]:
@@ -32,17 +33,11 @@ def layer_flops(graph: Graph) -> dict[str, int]:
                 counted[layer] += mode.get_total_flops()
             return result
 
-    with torch.no_grad():
-        Counter(stage.module).run(*_arguments(graph, stage))
-    return counted
-
-
-def _arguments(graph: Graph, stage: Any) -> list[Any]:
-    from splitinfer.importer import evaluate
-
     tensors, dimensions = graph.bind(*graph.example)
-    sizes = [evaluate(graph.nodes[name].meta["val"], dimensions) for name in stage.sizes]
-    return [tensors[name] for name in stage.inputs] + sizes
+    sizes = sizes_at(graph, stage.sizes, dimensions)
+    with torch.no_grad():
+        Counter(stage.module).run(*(tensors[name] for name in stage.inputs), *sizes.values())
+    return counted
 
 
 def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any) -> int:

@@ -22,10 +22,9 @@ from torch.utils import _pytree as pytree
 from splitinfer.codecs.block import dtype_name
 from splitinfer.errors import CaptureError
 from splitinfer.graph import INPUT, Graph, InputLeaf, Layer, OutputLeaf, TensorSpec, Together, weights_nbytes
+from splitinfer.sizes import SYMBOLIC, evaluate
 
 _MUTATIONS = {OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION}
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_ASSERTIONS = ("_assert", "sym_constrain", "assert_async")
 
 
 def capture(
@@ -249,7 +248,7 @@ class _Importer:
     def is_size(self, node: fx.Node) -> bool:
         """Whether the node's value follows from the dynamic dimensions of the inputs."""
         value = node.meta.get("val")
-        return isinstance(value, _SYMBOLIC) and {str(s) for s in value.node.expr.free_symbols} <= self.dynamic
+        return isinstance(value, SYMBOLIC) and {str(s) for s in value.node.expr.free_symbols} <= self.dynamic
 
     def _constants(self) -> set[fx.Node]:
         """Operators that depend on no input and no changing buffer; those that are returned stay in a layer."""
@@ -411,17 +410,6 @@ class _Importer:
             else:
                 leaves.append(OutputLeaf("tensor", spec.arg.name))
         return tuple(leaves)
-
-
-def evaluate(value: Any, dimensions: Mapping[str, int]) -> int | float | bool:
-    """A symbolic number at these sizes of the dynamic dimensions."""
-    if not isinstance(value, _SYMBOLIC):
-        return value  # type: ignore[no-any-return]
-    expression = value.node.expr
-    result = expression.subs({symbol: dimensions[str(symbol)] for symbol in expression.free_symbols})
-    if isinstance(value, torch.SymBool):
-        return bool(result)
-    return int(result) if isinstance(value, torch.SymInt) else float(result)
 
 
 def _symbols(program: torch.export.ExportedProgram) -> set[str]:

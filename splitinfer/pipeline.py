@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from splitinfer import codecs
 from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
-from splitinfer.errors import PlanError, StageError
-from splitinfer.graph import INPUT, Graph
-from splitinfer.importer import evaluate
+from splitinfer.errors import PlanError
+from splitinfer.graph import Graph
 from splitinfer.plans import Plan
 from splitinfer.routing import Route, routes
 from splitinfer.runner import StageRunner
+from splitinfer.sizes import sizes_at
 from splitinfer.stages import Stage, carve
 from splitinfer.tracing import Recorder, Span, Trace
 
@@ -80,7 +80,7 @@ class Pipeline(ABC):
     def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, dict[str, Tensor], Mapping[str, Any], tuple[Span, ...]]:
         """The first packet, the caller's tensors, the values of the dynamic dimensions, and the spans of encoding."""
         tensors, dimensions = self.graph.bind(args, kwargs)
-        sizes = {name: evaluate(self.graph.nodes[name].meta["val"], dimensions) for name in self._sizes}
+        sizes = sizes_at(self.graph, self._sizes, dimensions)
         recorder = Recorder("source", self.plan.tiers[0], self.slowdown)
         encoded = any(codec != "raw" for codec in self.source.sends.values())
         frames = []
@@ -150,5 +150,3 @@ def whole(graph: Graph) -> Stage:
     """The whole model as one stage."""
     return carve(graph, graph.layers, "whole")
 
-
-__all__ = ["DEFAULT_TIMEOUT_S", "INPUT", "LocalPipeline", "Pipeline", "StageError", "whole"]

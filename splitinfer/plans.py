@@ -241,7 +241,7 @@ def _cost_row(cost: Cost, kinds: Sequence[str]) -> list[str]:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f}"
+    return f"{round(seconds * 1e3, 2) + 0.0:.2f}"  # + 0.0: no negative zero
 
 
 def _build(kind: type[Any], path: str, row: Mapping[str, Any], **convert: Any) -> Any:

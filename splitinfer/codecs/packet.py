@@ -90,6 +90,11 @@ class Frame:
         """Encoded bytes, before padding."""
         return sum(len(part) for part in self.parts)
 
+    @property
+    def wire_nbytes(self) -> int:
+        """What the frame adds to a packet: its row in the header, its bytes, its padding."""
+        return len(msgpack.packb([self.name, self.codec, self.nbytes])) + self.nbytes + -self.nbytes % ALIGNMENT
+
 
 @dataclass(frozen=True)
 class Packet:

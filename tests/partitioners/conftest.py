@@ -1,10 +1,8 @@
-"""Registers the marker of the longer runs, wherever pytest is started."""
+"""Lets the tests of this folder share `line_problems`; pytest's importlib mode leaves the folder off the path."""
 
 from __future__ import annotations
 
-import pytest
+import sys
+from pathlib import Path
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Add the marker `slow`."""
-    config.addinivalue_line("markers", "slow: a longer run of a property")
+sys.path.append(str(Path(__file__).parent))

@@ -11,7 +11,7 @@ import pytest
 from line_problems import chain, layered
 
 import partitioners
-from partitioners import Link, Op, PartitionerError, Problem, Tensor, Tier, exact_for, solve
+from partitioners import Codec, Link, Op, PartitionerError, Problem, Tensor, Tier, exact_for, solve
 from partitioners.arrays import Arrays
 from partitioners.flow import minimum_cut
 from partitioners.mincut import _relaxed_weights
@@ -138,6 +138,28 @@ def test_data_never_flows_back_up(strategy: str) -> None:
     assert found.placement == {"op0": "t0", "op1": "t1", "op2": "t1"}
     assert found.cost.latency_s == pytest.approx(0.1 + 0.1 + 5)
     assert found.certificate.bound == pytest.approx(5.2)
+
+
+def test_no_op_is_beyond_the_second_link_but_not_the_first() -> None:
+    """Without the arcs between levels b would skip both dear encodes, on no tier at all, for a bound of 0."""
+    into = Codec("into", 0, (10, 0, 0), (0, 0, 0))
+    out = Codec("out", 0, (0, 10, 0), (0, 0, 0))
+    ops = (Op("a", (0, 0, 0), "t0"), Op("b", (0, 100, 0)), Op("c", (0, 0, 0), "t2"))
+    tensors = (Tensor("a", ("b",), 0, codecs=(into,)), Tensor("b", ("c",), 0, codecs=(out,)))
+    found = solve(Problem(tuple(Tier(f"t{i}") for i in range(3)), (Link(1, 0), Link(1, 0)), ops, tensors), "mincut")
+    assert found.cost.latency_s == 10
+    assert found.certificate.bound == pytest.approx(10)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_milp_proves_what_the_cut_cannot(seed: int) -> None:
+    """Larger than any oracle: the two bounds and the two plans must lie on the right sides of each other."""
+    problem = layered(60, 4, "forward", seed)
+    cut, exact = solve(problem, "mincut"), solve(problem, "milp")
+    assert cut.certificate.status == "within"
+    assert exact.certificate.gap is not None
+    assert exact.certificate.gap < 1e-8
+    assert (cut.certificate.bound or 0) < exact.cost.latency_s <= cut.cost.latency_s * (1 + 1e-9)
 
 
 FREE_SOURCE = Problem(

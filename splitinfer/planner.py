@@ -1,0 +1,272 @@
+"""Profile + Topology + codecs -> Problem -> Plan: where each layer runs, in the least time, with the proof beside it.
+
+Tensors are encoded once and forwarded. Each subset of the tiers, and the direct link where there is one, is a line of
+its own in which a skipped tier is only a longer link; each line is solved exactly and the best of all is the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import partitioners as p
+from cluster.topology import LinkSpec, Topology
+from splitinfer.errors import PlanError
+from splitinfer.plans import Candidate, Cost, Crossing, Plan, PlannedStage
+from splitinfer.profiles import Profile, TensorProfile, TierTimes
+
+INPUT = "<input>"
+_ENTRY = "<entry>"
+_MOST_SUBSETS = 64  # of 7 tiers; a longer line is solved whole
+
+Strategy = str | Callable[[p.Problem], "p.Solution | Mapping[str, str]"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Tiers in use, and what joins each to the next: one link, or several behind each other where a tier is skipped."""
+
+    physical: tuple[str, ...]
+    """All tiers of the line, the skipped ones too."""
+    used: tuple[int, ...]
+    """Places in `physical`."""
+    hops: tuple[tuple[LinkSpec, ...], ...]
+    """Links between one used tier and the next, in the order of travel."""
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers in use."""
+        return tuple(self.physical[place] for place in self.used)
+
+
+def plan(
+    profile: Profile,
+    topology: Topology,
+    objective: str = "latency",
+    codecs: Sequence[str] = ("raw", "zstd"),
+    *,
+    strategy: Strategy = "auto",
+) -> Plan:
+    """The plan of least predicted latency.
+
+    `codecs` are those that a cut may use: lossless by default; add "fp16" or "int8" where a loss is accepted.
+    `strategy` names one of ``partitioners.STRATEGIES`` or is a function of your own from a Problem to a mapping op ->
+    tier. Raises PlanError for an unknown objective, a codec that was not profiled, or where no plan fits the memory.
+    """
+    if objective != "latency":
+        raise PlanError(f"objective '{objective}' is not known; this version plans for 'latency'")
+    missing = [name for name in codecs if name not in profile.codecs]
+    if missing or not codecs:
+        raise PlanError(f"codec '{missing[0] if missing else ''}' is not in the profile, which has {', '.join(profile.codecs)}")
+    times = {tier.name: profile.times(tier) for tier in topology.tiers}
+    solved: list[tuple[Line, _Model, p.Solution]] = []
+    dropped: list[str] = []
+    for line in _lines(topology):
+        model = _Model(profile, line, times, codecs)
+        solution = p.solve(model.problem, strategy)
+        too_big = _over_memory(profile, topology, model.tier_of(solution))
+        if too_big:
+            dropped.append(too_big)
+        else:
+            solved.append((line, model, solution))
+    if not solved:
+        raise PlanError(f"no plan fits: {dropped[0]}")
+    line, model, best = min(solved, key=lambda item: item[2].cost.latency_s)
+    bounds = [solution.certificate.bound for _, _, solution in solved]
+    return Plan(
+        profile.model, profile.fingerprint, line.physical, model.stages(best), model.crossings(best), objective, model.cost(best),
+        _baselines(profile, topology, times, codecs), _certificate(best, bounds, dropped),
+        {name: found.source for name, found in times.items()}, profile.stateful,
+    )  # fmt: skip
+
+
+def _lines(topology: Topology) -> Iterator[Line]:
+    """Every line of tiers that starts where the data is born."""
+    for whole in topology.lines():
+        names = tuple(tier.name for tier in whole.tiers)
+        rest = range(1, len(names))
+        if 2 ** len(rest) > _MOST_SUBSETS:
+            yield Line(names, tuple(range(len(names))), tuple((link,) for link in whole.links))
+            continue
+        for count in range(len(names)):
+            for chosen in combinations(rest, count):
+                used = (0, *chosen)
+                yield Line(names, used, tuple(whole.path(a, b) for a, b in zip(used, used[1:], strict=False)))
+
+
+class _Model:
+    """One line as a Problem, and its solutions as parts of a Plan."""
+
+    def __init__(self, profile: Profile, line: Line, times: Mapping[str, TierTimes], codecs: Sequence[str]) -> None:
+        self.profile, self.line, self.codecs = profile, line, codecs
+        self.times = [times[name] for name in line.tiers]
+        self.op_of = _grouped(profile)
+        self.problem = p.Problem(
+            tiers=tuple(p.Tier(name) for name in line.tiers), links=tuple(self._link(hop) for hop in line.hops),
+            ops=tuple(self._ops()), tensors=tuple(self._tensors()), relay="forward",
+        )  # fmt: skip
+
+    def _link(self, hop: Sequence[LinkSpec]) -> p.Link:
+        """Store and forward over the links of a hop; a stage's call is booked half on each way."""
+        up, down = (_seconds_per_byte(hop, direction) + self.profile.framework.s_per_byte for direction in ("up", "down"))
+        latency = sum(link.latency_s for link in hop) + self.profile.framework.call_s / 2 + self.profile.packet_nbytes * up
+        return p.Link(1 / up, latency, 1 / down)
+
+    def _ops(self) -> Iterator[p.Op]:
+        first, zeros = self.line.tiers[0], (0.0,) * len(self.times)
+        yield p.Op(INPUT, zeros, pinned=first)
+        # Every layer descends from the entry: it is on the first tier, and its call is paid, iff some layer is there.
+        framework = self.profile.framework
+        entry = framework.call_s + framework.s_per_byte * sum(t.nbytes for t in self.profile.tensors if t.producer == INPUT)
+        yield p.Op(_ENTRY, (entry, *zeros[1:]))
+        seconds: dict[str, list[float]] = {}
+        for layer in self.profile.layers:
+            held = seconds.setdefault(self.op_of[layer.name], [0.0] * len(self.times))
+            for place, tier in enumerate(self.times):
+                held[place] += tier.seconds[layer.name]
+        for name, total in seconds.items():
+            yield p.Op(name, tuple(total))
+
+    def _tensors(self) -> Iterator[p.Tensor]:
+        roots: dict[str, None] = {}
+        for tensor in self.profile.tensors:
+            producer = self.op_of[tensor.producer]
+            consumers = tuple(dict.fromkeys(self.op_of[name] for name in tensor.consumers if self.op_of[name] != producer))
+            if tensor.producer == INPUT:
+                roots |= dict.fromkeys(consumers)
+            if consumers or (tensor.returned and tensor.producer != INPUT):
+                raw = tensor.sent_nbytes.get("raw", tensor.nbytes)
+                options = tuple(self._codec(tensor, name) for name in self.codecs)
+                yield p.Tensor(producer, consumers, raw, tensor.returned and tensor.producer != INPUT, options, tensor.name)
+        yield p.Tensor(INPUT, (_ENTRY,), 0.0, name="<call>")
+        yield p.Tensor(_ENTRY, tuple(roots), 0.0, name="<start>")
+
+    def _codec(self, tensor: TensorProfile, name: str) -> p.Codec:
+        pairs = [(tier.codec_scale, *tier.base.codec_s[tensor.name][name]) for tier in self.times]
+        encode, decode = tuple(scale * enc for scale, enc, _ in pairs), tuple(scale * dec for scale, _, dec in pairs)
+        return p.Codec(name, tensor.sent_nbytes[name], encode, decode)
+
+    # -- back
+
+    def tier_of(self, solution: p.Solution) -> dict[str, str]:
+        """Layer -> tier."""
+        return {layer.name: solution.placement[self.op_of[layer.name]] for layer in self.profile.layers}
+
+    def stages(self, solution: p.Solution) -> tuple[PlannedStage, ...]:
+        """One stage for each tier that has layers."""
+        tier_of = self.tier_of(solution)
+        used = [tier for tier in self.line.tiers if tier in tier_of.values()]
+        made = []
+        for number, tier in enumerate(used):
+            layers = [layer for layer in self.profile.layers if tier_of[layer.name] == tier]
+            seconds = self.times[self.line.tiers.index(tier)].seconds
+            made.append(
+                PlannedStage(
+                    f"stage{number}", tier, tuple(layer.name for layer in layers),
+                    sum(seconds[layer.name] for layer in layers), sum(layer.weight_nbytes for layer in layers),
+                )  # fmt: skip
+            )
+        return tuple(made)
+
+    def crossings(self, solution: p.Solution) -> tuple[Crossing, ...]:
+        """What leaves its tier, with physical links."""
+        specs = {tensor.name: tensor for tensor in self.profile.tensors}
+        return tuple(
+            Crossing(c.tensor, specs[c.tensor].producer, c.codec, self._physical(c.links), specs[c.tensor].nbytes, c.nbytes)
+            for c in solution.codecs
+            if c.tensor in specs
+        )
+
+    def _physical(self, hops: Sequence[int]) -> tuple[int, ...]:
+        return tuple(range(self.line.used[hops[0]], self.line.used[hops[-1] + 1]))
+
+    def cost(self, solution: p.Solution) -> Cost:
+        """The predicted cost with the framework's share taken out of compute and links."""
+        cost = solution.cost
+        hops = sorted({hop for crossing in solution.codecs for hop in crossing.links})
+        sent = {hop: sum(c.nbytes for c in solution.codecs if hop in c.links) + self.profile.packet_nbytes for hop in hops}
+        wire = sum(self._wire(hop, sent[hop], "up") for hop in hops)
+        back = self._returned(solution)
+        home = sum(self._wire(hop, nbytes, "down") for hop, nbytes in back.items())
+        compute = sum(stage.seconds for stage in self.stages(solution))
+        framework = cost.latency_s - compute - cost.encode_s - cost.decode_s - wire - home
+        return Cost(
+            cost.latency_s, compute, cost.encode_s, wire, cost.decode_s, home, framework,
+            up_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in sent.items()),
+            return_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in back.items()),
+        )  # fmt: skip
+
+    def _wire(self, hop: int, nbytes: float, direction: str) -> float:
+        links = self.line.hops[hop]
+        return nbytes * _seconds_per_byte(links, direction) + sum(link.latency_s for link in links)
+
+    def _returned(self, solution: p.Solution) -> dict[int, float]:
+        """Bytes on each hop on the way back."""
+        tier_of = self.tier_of(solution)
+        back: dict[int, float] = {}
+        for tensor in self.profile.tensors:
+            if tensor.returned and tensor.producer != INPUT:
+                for hop in range(self.line.tiers.index(tier_of[tensor.producer])):
+                    back[hop] = back.get(hop, 0.0) + tensor.sent_nbytes.get("raw", tensor.nbytes)
+        return {hop: nbytes + self.profile.packet_nbytes for hop, nbytes in back.items()}
+
+
+def _seconds_per_byte(hop: Sequence[LinkSpec], direction: str) -> float:
+    return sum(1 / (link.up_bytes_per_s if direction == "up" else link.down_bytes_per_s) for link in hop)
+
+
+def _grouped(profile: Profile) -> dict[str, str]:
+    """Layer -> op: layers that must stay together are one op, named after the first of them."""
+    op_of = {INPUT: INPUT} | {layer.name: layer.name for layer in profile.layers}
+    for layers, _ in profile.together:
+        merged = {op_of[name] for name in layers}
+        first = next(layer.name for layer in profile.layers if op_of[layer.name] in merged)
+        op_of |= {name: op_of[first] for name, op in op_of.items() if op in merged}
+    return op_of
+
+
+def _over_memory(profile: Profile, topology: Topology, tier_of: Mapping[str, str]) -> str:
+    """Which tier cannot hold its weights, with both numbers; empty where all can."""
+    for tier in topology.tiers:
+        needed = sum(layer.weight_nbytes for layer in profile.layers if tier_of[layer.name] == tier.name)
+        if tier.memory_bytes is not None and needed > tier.memory_bytes:
+            return f"{needed / 1e6:.1f} MB of weights on '{tier.name}', which allows {tier.memory_bytes / 1e6:.1f} MB"
+    return ""
+
+
+def _certificate(best: p.Solution, bounds: Sequence[float | None], dropped: Sequence[str]) -> dict[str, object]:
+    """The proof over all lines: no line has a plan below the least of their bounds."""
+    if dropped or any(bound is None for bound in bounds):
+        return {"strategy": best.strategy, "status": "feasible", "bound": None, "gap": None}
+    bound = min(bound for bound in bounds if bound is not None)
+    gap = max(0.0, 1 - bound / best.cost.latency_s) if best.cost.latency_s else 0.0
+    status = "optimal" if gap <= 1e-6 else "within"
+    return {"strategy": best.strategy, "status": status, "bound": float(bound), "gap": float(gap)}
+
+
+def _baselines(profile: Profile, topology: Topology, times: Mapping[str, TierTimes], codecs: Sequence[str]) -> tuple[Candidate, ...]:
+    """Each tier alone, with its compressed input where that must travel, and a split after the first layer."""
+    found: dict[str, Candidate] = {}
+    for line in _lines(topology):
+        if len(line.used) > 2:
+            continue
+        model = _Model(profile, line, times, codecs)
+        last, first_layer = line.tiers[-1], model.op_of[profile.layers[0].name]
+        names = {f"{last} only": f"{last} only"}
+        if len(line.used) == 2:
+            names[f"split after {first_layer}"] = f"first layer here, rest on {last}"
+        priced = p.baseline_solutions(model.problem, [first_layer] if len(line.used) == 2 else [])
+        for key, name in names.items():
+            candidate = _candidate(name, priced[key], model, topology)
+            rival = found.get(name)
+            if rival is None or (candidate.cost and (rival.cost is None or candidate.cost.latency_s < rival.cost.latency_s)):
+                found[name] = candidate
+    return tuple(found.values())
+
+
+def _candidate(name: str, solution: p.Solution | p.Infeasible, model: _Model, topology: Topology) -> Candidate:
+    if isinstance(solution, p.Infeasible):
+        return Candidate(name, None, str(solution))
+    too_big = _over_memory(model.profile, topology, model.tier_of(solution))
+    return Candidate(name, None, too_big) if too_big else Candidate(name, model.cost(solution))

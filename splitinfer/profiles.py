@@ -1,0 +1,220 @@
+"""The Profile: what each layer and each tensor costs, on which machine. Plain data; planning needs nothing else of a model.
+
+Its file is JSON (docs/profile-format.md). This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from cluster.presets import machine_preset
+from cluster.topology import TierSpec
+from splitinfer.errors import ProfileError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """What a layer needs on any machine, for the sample."""
+
+    name: str
+    flops: int
+    """A multiply-add counts as two."""
+    weight_nbytes: int
+    output_nbytes: int
+    peak_nbytes: int
+    """Activations alive while the layer runs in the whole model, its own included."""
+
+
+@dataclass(frozen=True)
+class TensorProfile:
+    """A tensor between layers, raw and encoded."""
+
+    name: str
+    producer: str
+    consumers: tuple[str, ...]
+    shape: tuple[int | str, ...]
+    """A dynamic dimension is an expression."""
+    dtype: str
+    nbytes: int
+    returned: bool
+    sent_nbytes: Mapping[str, int] = field(default_factory=dict)
+    """Codec -> measured bytes on the wire, its share of the packet's header included."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times from one machine, device and number of threads."""
+
+    tier: str | None
+    """The tier on whose own node this was measured; None for the machine that profiled."""
+    machine: str
+    device: str
+    threads: int
+    whole_s: float
+    """Median time of the whole model in one piece."""
+    seconds: Mapping[str, float]
+    """Layer -> median seconds in context, scaled so that they add up to `whole_s`."""
+    spread_s: Mapping[str, float]
+    """Layer -> interquartile range."""
+    codec_s: Mapping[str, Mapping[str, tuple[float, float]]]
+    """Tensor -> codec -> seconds to encode and to decode."""
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What a call between stages costs beside the work inside them."""
+
+    call_s: float = 0.0
+    """Per stage, there and back."""
+    s_per_byte: float = 0.0
+    """For packing, copying and unpacking."""
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class TierTimes:
+    """A tier's seconds, and where they come from."""
+
+    source: str
+    seconds: Mapping[str, float]
+    codec_scale: float
+    base: Measurement
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that planning needs to know of a model."""
+
+    model: str
+    fingerprint: str
+    stateful: bool
+    layers: tuple[LayerProfile, ...]
+    """In the order of the graph."""
+    tensors: tuple[TensorProfile, ...]
+    together: tuple[tuple[tuple[str, ...], str], ...]
+    """Layers that must share a stage, and why."""
+    measurements: tuple[Measurement, ...]
+    packet_nbytes: int
+    """Bytes of a packet without tensors."""
+    framework: Framework = Framework()
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """The codecs that were measured."""
+        return tuple(dict.fromkeys(codec for tensor in self.tensors for codec in tensor.sent_nbytes))
+
+    def times(self, tier: TierSpec) -> TierTimes:
+        """Seconds of each layer on a tier: measured there, else a factor or a machine preset applied to a measurement."""
+        if tier.compute.measured:
+            own = [m for m in self.measurements if m.tier == tier.name]
+            if own:
+                return TierTimes(f"measured on its node ({own[0].machine})", own[0].seconds, 1.0, own[0])
+        base = self._base(tier)
+        where = f"{base.machine}, {base.threads} thread{'s' * (base.threads > 1)}"
+        if tier.compute.preset is not None:
+            return self._by_preset(tier.compute.preset, base)
+        factor = tier.compute.factor or 1.0
+        source = f"measured on {where}" if factor == 1 else f"{factor:g} x measured on {where}"
+        return TierTimes(source, {name: factor * seconds for name, seconds in base.seconds.items()}, factor, base)
+
+    def _base(self, tier: TierSpec) -> Measurement:
+        here = [m for m in self.measurements if m.tier is None] or list(self.measurements)
+        if not here:
+            raise ProfileError("the profile holds no measurement")
+        return min(here, key=lambda m: (m.device != tier.device, abs(m.threads - tier.threads)))
+
+    def _by_preset(self, name: str, base: Measurement) -> TierTimes:
+        """Roofline times of a machine that is not here: the geometric middle of the preset's interval."""
+        preset = machine_preset(name)
+        bounds = {layer.name: preset.estimate_s(layer.flops, layer.weight_nbytes + 2 * layer.output_nbytes) for layer in self.layers}
+        least, most = (sum(bound[end] for bound in bounds.values()) for end in (0, 1))
+        seconds = {layer: (low * high) ** 0.5 for layer, (low, high) in bounds.items()}
+        source = f"roofline of {name}, between {least * 1e3:.1f} and {most * 1e3:.1f} ms"
+        return TierTimes(source, seconds, sum(seconds.values()) / base.whole_s, base)
+
+    def to_json(self) -> str:
+        """The profile's file."""
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile's file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Profile:
+        """Read a profile's file. Raises ProfileError for one that is malformed."""
+        try:
+            return Profile.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
+
+    @staticmethod
+    def from_json(text: str) -> Profile:
+        """A profile from its file's text. Raises ProfileError for one that is malformed."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ProfileError(f"a profile is JSON: {error}") from error
+        if not isinstance(data, dict) or data.pop("version", None) != VERSION:
+            raise ProfileError(f"not a profile of version {VERSION}; make it again with 'splitinfer profile'")
+        try:
+            data["layers"] = tuple(LayerProfile(**row) for row in data["layers"])
+            data["tensors"] = tuple(
+                TensorProfile(**{**row, "consumers": tuple(row["consumers"]), "shape": tuple(row["shape"])}) for row in data["tensors"]
+            )
+            data["together"] = tuple((tuple(layers), reason) for layers, reason in data["together"])
+            data["measurements"] = tuple(_measurement(row) for row in data["measurements"])
+            data["framework"] = Framework(**data["framework"])
+            profile = Profile(**data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProfileError(f"malformed profile: {error}") from error
+        profile.validate()
+        return profile
+
+    def validate(self) -> None:
+        """Raise ProfileError unless names agree and every number is finite and not negative."""
+        names = {layer.name for layer in self.layers}
+        for m in self.measurements:
+            if set(m.seconds) != names:
+                missing = sorted(names ^ set(m.seconds))[0]
+                raise ProfileError(f"malformed profile: the times of {m.machine} and the layers differ in '{missing}'")
+            numbers = [m.whole_s, *m.seconds.values(), *(s for rows in m.codec_s.values() for pair in rows.values() for s in pair)]
+            if not all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers):
+                raise ProfileError(f"malformed profile: a time of {m.machine} is negative or not finite")
+
+    def __str__(self) -> str:
+        base = self.measurements[0]
+        heaviest = sorted(self.layers, key=lambda layer: -base.seconds[layer.name])[:12]
+        rows = [
+            [layer.name, _ms(base.seconds[layer.name]), _ms(base.spread_s[layer.name]), f"{layer.flops / 1e6:,.1f}",
+             f"{layer.weight_nbytes:,}", f"{layer.output_nbytes:,}", f"{layer.peak_nbytes:,}"]
+            for layer in heaviest
+        ]
+        head = ["layer", "median ms", "spread ms", "MFLOP", "weight bytes", "output bytes", "peak bytes"]
+        measured = [
+            f"{m.machine}, {m.device}, {m.threads} thread{'s' * (m.threads > 1)}"
+            f"{f', node of {m.tier}' if m.tier else ''}: {_ms(m.whole_s)} ms whole"
+            for m in self.measurements
+        ]
+        more = f"{len(self.layers)} layers; the {len(heaviest)} that take longest:"
+        return "\n".join([f"{self.model}: {more}", "", tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * 6)), "", *measured])
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    unknown = set(row) - {spec.name for spec in fields(Measurement)}
+    if unknown:
+        raise ProfileError(f"malformed profile: a measurement has an unknown key '{sorted(unknown)[0]}'")
+    pairs = {tensor: {codec: (pair[0], pair[1]) for codec, pair in codecs.items()} for tensor, codecs in row["codec_s"].items()}
+    return Measurement(**{**row, "codec_s": pairs})
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f}"
