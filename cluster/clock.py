@@ -26,6 +26,9 @@ class Clock(Protocol):
         """Return at `t_s` or later; at once, though after one turn of the event loop, if that has passed."""
 
 
+_TIMER_S = 0.002  # the resolution of the event loop's timers, and as much again for its own work
+
+
 class RealClock:
     """The machine's monotonic clock. On Linux all processes of one machine share its origin."""
 
@@ -36,10 +39,11 @@ class RealClock:
     async def sleep_until(self, t_s: float) -> None:
         """Sleep to `t_s`, never waking before it; raises ValueError if `t_s` is not finite."""
         _check_finite(t_s)
-        await asyncio.sleep(max(0.0, t_s - time.monotonic()))
-        # The event loop may fire a timer early, by as much as its clock's resolution.
+        if (coarse_s := t_s - time.monotonic() - _TIMER_S) > 0:
+            await asyncio.sleep(coarse_s)
+        # The event loop's timers count in milliseconds; a thread's sleep is exact to about 0.1 ms.
         while (rest_s := t_s - time.monotonic()) > 0:
-            await asyncio.sleep(rest_s)
+            await asyncio.get_running_loop().run_in_executor(None, time.sleep, rest_s)
 
 
 class VirtualClock:

@@ -57,7 +57,11 @@ class Pipeline(ABC):
 
         Raises InputError for a call that does not fit, StageError for a failure inside a stage, RequestTimeout.
         """
-        return self._submit(args, kwargs).result()
+        return self.start(*args, **kwargs).result()
+
+    def start(self, *args: Any, **kwargs: Any) -> Future[tuple[Any, Trace]]:
+        """A future of the answer and its trace."""
+        return self._submit(args, kwargs)
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """A future of what the model returns for this call."""
@@ -70,7 +74,7 @@ class Pipeline(ABC):
             else:
                 outer.set_result(inner.result()[0])
 
-        self._submit(args, kwargs).add_done_callback(finish)
+        self.start(*args, **kwargs).add_done_callback(finish)
         return outer
 
     @abstractmethod
@@ -82,15 +86,12 @@ class Pipeline(ABC):
         tensors, dimensions = self.graph.bind(args, kwargs)
         sizes = sizes_at(self.graph, self._sizes, dimensions)
         recorder = Recorder("source", self.plan.tiers[0], self.slowdown)
-        encoded = any(codec != "raw" for codec in self.source.sends.values())
-        frames = []
-        if encoded:
-            with recorder.span("encode"):
-                frames = [Frame.encode(name, tensors[name], codecs.get(codec)) for name, codec in self.source.sends.items()]
-        else:
-            frames = [Frame.encode(name, tensors[name], codecs.get("raw")) for name in self.source.sends]
-        packet = Packet(Kind.REQUEST, uuid.uuid4().hex, tuple(frames), sizes=sizes, meta={"left_s": self.timeout_s})
-        return packet.pack(), tensors, sizes, tuple(recorder.spans)
+        with recorder.span("encode"):
+            frames = tuple(Frame.encode(name, tensors[name], codecs.get(codec)) for name, codec in self.source.sends.items())
+        # Handing raw tensors to a stage on the same tier is the framework's work, not the codec's.
+        spans = recorder.finish() if self.plan.stages[0].tier != self.plan.tiers[0] else ()
+        packet = Packet(Kind.REQUEST, uuid.uuid4().hex, frames, sizes=sizes, meta={"left_s": self.timeout_s})
+        return packet.pack(), tensors, sizes, spans
 
     def _answer(self, frames: tuple[Frame, ...], tensors: Mapping[str, Tensor], sizes: Mapping[str, Any], limits: Limits) -> Any:
         """The model's result from the returned frames."""

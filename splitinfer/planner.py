@@ -7,7 +7,7 @@ its own in which a skipped tier is only a longer link; each line is solved exact
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import partitioners as p
@@ -60,7 +60,7 @@ def plan(
     if missing or not codecs:
         raise PlanError(f"codec '{missing[0] if missing else ''}' is not in the profile, which has {', '.join(profile.codecs)}")
     times = {tier.name: profile.times(tier) for tier in topology.tiers}
-    solved: list[tuple[Line, _Model, p.Solution]] = []
+    solved: list[tuple[_Model, p.Solution]] = []
     dropped: list[str] = []
     for line in _lines(topology):
         model = _Model(profile, line, times, codecs)
@@ -69,16 +69,14 @@ def plan(
         if too_big:
             dropped.append(too_big)
         else:
-            solved.append((line, model, solution))
+            solved.append((model, solution))
     if not solved:
         raise PlanError(f"no plan fits: {dropped[0]}")
-    line, model, best = min(solved, key=lambda item: item[2].cost.latency_s)
-    bounds = [solution.certificate.bound for _, _, solution in solved]
-    return Plan(
-        profile.model, profile.fingerprint, line.physical, model.stages(best), model.crossings(best), objective, model.cost(best),
-        _baselines(profile, topology, times, codecs), _certificate(best, bounds, dropped),
-        {name: found.source for name, found in times.items()}, profile.stateful,
-    )  # fmt: skip
+    model, best = min(solved, key=lambda item: item[1].cost.latency_s)
+    bounds = [solution.certificate.bound for _, solution in solved]
+    rivals = _rivals(profile, topology, times, codecs).items()
+    baselines = tuple(_candidate(name, solution, rival, topology) for name, (rival, solution) in rivals)
+    return replace(_as_plan(model, best, objective, _certificate(best, bounds, dropped)), baselines=baselines)
 
 
 def _lines(topology: Topology) -> Iterator[Line]:
@@ -103,28 +101,50 @@ class _Model:
         self.times = [times[name] for name in line.tiers]
         self.op_of = _grouped(profile)
         self.problem = p.Problem(
-            tiers=tuple(p.Tier(name) for name in line.tiers), links=tuple(self._link(hop) for hop in line.hops),
+            tiers=tuple(p.Tier(name) for name in line.tiers), links=tuple(self._link(place, hop) for place, hop in enumerate(line.hops)),
             ops=tuple(self._ops()), tensors=tuple(self._tensors()), relay="forward",
         )  # fmt: skip
 
-    def _link(self, hop: Sequence[LinkSpec]) -> p.Link:
-        """Store and forward over the links of a hop; a stage's call is booked half on each way."""
+    def _link(self, place: int, hop: Sequence[LinkSpec]) -> p.Link:
+        """Store and forward over the links of a hop; what the stage behind it costs by itself is booked half on each way."""
         up, down = (_seconds_per_byte(hop, direction) + self.profile.framework.s_per_byte for direction in ("up", "down"))
-        latency = sum(link.latency_s for link in hop) + self.profile.framework.call_s / 2 + self.profile.packet_nbytes * up
+        latency = sum(link.latency_s for link in hop) + self._stage_s(place + 1) / 2 + self.profile.packet_nbytes * up
         return p.Link(1 / up, latency, 1 / down)
+
+    def _stage_s(self, place: int) -> float:
+        """What a stage costs on a tier before it computes anything: a call, and waking up."""
+        return self.profile.framework.call_s + self._wake_s(place)
+
+    def _wake_s(self, place: int) -> float:
+        return self.times[place].scale * self.times[place].base.wake_s
+
+    @property
+    def _inputs(self) -> list[TensorProfile]:
+        return [tensor for tensor in self.profile.tensors if tensor.producer == INPUT]
+
+    def _raw_s(self, tensor: str, place: int, decode: bool) -> float:
+        pairs = self.times[place].base.codec_s[tensor]
+        return self.times[place].scale * pairs["raw"][decode] if "raw" in pairs else 0.0
+
+    def _received_s(self) -> float:
+        """Decoding the raw inputs, where the first tier computes."""
+        return sum(self._raw_s(tensor.name, 0, decode=True) for tensor in self._inputs)
+
+    def _results_s(self, layer: str, place: int) -> float:
+        """Encoding the results of a layer, which return raw."""
+        return sum(self._raw_s(t.name, place, decode=False) for t in self.profile.tensors if t.returned and t.producer == layer)
 
     def _ops(self) -> Iterator[p.Op]:
         first, zeros = self.line.tiers[0], (0.0,) * len(self.times)
         yield p.Op(INPUT, zeros, pinned=first)
         # Every layer descends from the entry: it is on the first tier, and its call is paid, iff some layer is there.
-        framework = self.profile.framework
-        entry = framework.call_s + framework.s_per_byte * sum(t.nbytes for t in self.profile.tensors if t.producer == INPUT)
+        entry = self._stage_s(0) + self._received_s() + self.profile.framework.s_per_byte * sum(t.nbytes for t in self._inputs)
         yield p.Op(_ENTRY, (entry, *zeros[1:]))
         seconds: dict[str, list[float]] = {}
         for layer in self.profile.layers:
             held = seconds.setdefault(self.op_of[layer.name], [0.0] * len(self.times))
             for place, tier in enumerate(self.times):
-                held[place] += tier.seconds[layer.name]
+                held[place] += tier.seconds[layer.name] + self._results_s(layer.name, place)
         for name, total in seconds.items():
             yield p.Op(name, tuple(total))
 
@@ -143,7 +163,7 @@ class _Model:
         yield p.Tensor(_ENTRY, tuple(roots), 0.0, name="<start>")
 
     def _codec(self, tensor: TensorProfile, name: str) -> p.Codec:
-        pairs = [(tier.codec_scale, *tier.base.codec_s[tensor.name][name]) for tier in self.times]
+        pairs = [(tier.scale, *tier.base.codec_s[tensor.name][name]) for tier in self.times]
         encode, decode = tuple(scale * enc for scale, enc, _ in pairs), tuple(scale * dec for scale, _, dec in pairs)
         return p.Codec(name, tensor.sent_nbytes[name], encode, decode)
 
@@ -160,11 +180,12 @@ class _Model:
         made = []
         for number, tier in enumerate(used):
             layers = [layer for layer in self.profile.layers if tier_of[layer.name] == tier]
-            seconds = self.times[self.line.tiers.index(tier)].seconds
+            place = self.line.tiers.index(tier)
+            seconds = self.times[place].seconds
             made.append(
                 PlannedStage(
                     f"stage{number}", tier, tuple(layer.name for layer in layers),
-                    sum(seconds[layer.name] for layer in layers), sum(layer.weight_nbytes for layer in layers),
+                    sum(seconds[layer.name] for layer in layers) + self._wake_s(place), sum(layer.weight_nbytes for layer in layers),
                 )  # fmt: skip
             )
         return tuple(made)
@@ -190,9 +211,12 @@ class _Model:
         back = self._returned(solution)
         home = sum(self._wire(hop, nbytes, "down") for hop, nbytes in back.items())
         compute = sum(stage.seconds for stage in self.stages(solution))
-        framework = cost.latency_s - compute - cost.encode_s - cost.decode_s - wire - home
+        places = {layer: self.line.tiers.index(tier) for layer, tier in self.tier_of(solution).items()}
+        encode = cost.encode_s + sum(self._results_s(layer, place) for layer, place in places.items())
+        decode = cost.decode_s + (self._received_s() if 0 in places.values() else 0.0)
+        framework = cost.latency_s - compute - encode - decode - wire - home
         return Cost(
-            cost.latency_s, compute, cost.encode_s, wire, cost.decode_s, home, framework,
+            cost.latency_s, compute, encode, wire, decode, home, framework,
             up_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in sent.items()),
             return_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in back.items()),
         )  # fmt: skip
@@ -245,9 +269,30 @@ def _certificate(best: p.Solution, bounds: Sequence[float | None], dropped: Sequ
     return {"strategy": best.strategy, "status": status, "bound": float(bound), "gap": float(gap)}
 
 
-def _baselines(profile: Profile, topology: Topology, times: Mapping[str, TierTimes], codecs: Sequence[str]) -> tuple[Candidate, ...]:
-    """Each tier alone, with its compressed input where that must travel, and a split after the first layer."""
-    found: dict[str, Candidate] = {}
+def baseline_plans(profile: Profile, topology: Topology, codecs: Sequence[str] = ("raw", "zstd")) -> dict[str, Plan]:
+    """The plans that a split must beat, ready to run: each tier alone, with its input compressed by the best codec."""
+    times = {tier.name: profile.times(tier) for tier in topology.tiers}
+    made = {}
+    for name, (model, solution) in _rivals(profile, topology, times, codecs).items():
+        if isinstance(solution, p.Solution) and name.endswith(" only"):
+            made[name] = _as_plan(model, solution, "baseline", {})
+    return made
+
+
+def _as_plan(model: _Model, solution: p.Solution, objective: str, certificate: Mapping[str, object]) -> Plan:
+    profile, line = model.profile, model.line
+    return Plan(
+        profile.model, profile.fingerprint, line.physical, model.stages(solution), model.crossings(solution), objective,
+        model.cost(solution), certificate=certificate, stateful=profile.stateful,
+        times_from={name: times.source for name, times in zip(line.tiers, model.times, strict=True)},
+    )  # fmt: skip
+
+
+def _rivals(
+    profile: Profile, topology: Topology, times: Mapping[str, TierTimes], codecs: Sequence[str]
+) -> dict[str, tuple[_Model, p.Solution | p.Infeasible]]:
+    """Each tier alone, and a split after the first layer, over the better line where there are two."""
+    found: dict[str, tuple[_Model, p.Solution | p.Infeasible]] = {}
     for line in _lines(topology):
         if len(line.used) > 2:
             continue
@@ -258,11 +303,14 @@ def _baselines(profile: Profile, topology: Topology, times: Mapping[str, TierTim
             names[f"split after {first_layer}"] = f"first layer here, rest on {last}"
         priced = p.baseline_solutions(model.problem, [first_layer] if len(line.used) == 2 else [])
         for key, name in names.items():
-            candidate = _candidate(name, priced[key], model, topology)
             rival = found.get(name)
-            if rival is None or (candidate.cost and (rival.cost is None or candidate.cost.latency_s < rival.cost.latency_s)):
-                found[name] = candidate
-    return tuple(found.values())
+            if rival is None or _seconds(priced[key]) < _seconds(rival[1]):
+                found[name] = model, priced[key]
+    return found
+
+
+def _seconds(solution: p.Solution | p.Infeasible) -> float:
+    return solution.cost.latency_s if isinstance(solution, p.Solution) else float("inf")
 
 
 def _candidate(name: str, solution: p.Solution | p.Infeasible, model: _Model, topology: Topology) -> Candidate:

@@ -30,7 +30,7 @@ class PlannedStage:
     tier: str
     layers: tuple[str, ...]
     seconds: float = 0.0
-    """Predicted compute time of one request."""
+    """Predicted compute time of one request, waking up included."""
     weight_nbytes: int = 0
 
 

@@ -59,7 +59,10 @@ class Measurement:
     device: str
     threads: int
     whole_s: float
-    """Median time of the whole model in one piece."""
+    """Median time of the whole model in one piece, one run behind the other."""
+    wake_s: float
+    """What a run takes longer after the process was idle for a moment, as it is between requests: caches and clocks
+    are cold. Every stage pays it once per request."""
     seconds: Mapping[str, float]
     """Layer -> median seconds in context, scaled so that they add up to `whole_s`."""
     spread_s: Mapping[str, float]
@@ -85,7 +88,8 @@ class TierTimes:
 
     source: str
     seconds: Mapping[str, float]
-    codec_scale: float
+    scale: float
+    """Of codec times and of waking up, against `base`."""
     base: Measurement
 
 
@@ -186,7 +190,7 @@ class Profile:
             if set(m.seconds) != names:
                 missing = sorted(names ^ set(m.seconds))[0]
                 raise ProfileError(f"malformed profile: the times of {m.machine} and the layers differ in '{missing}'")
-            numbers = [m.whole_s, *m.seconds.values(), *(s for rows in m.codec_s.values() for pair in rows.values() for s in pair)]
+            numbers = [m.whole_s, m.wake_s, *m.seconds.values(), *(s for rows in m.codec_s.values() for pair in rows.values() for s in pair)]
             if not all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers):
                 raise ProfileError(f"malformed profile: a time of {m.machine} is negative or not finite")
 
@@ -201,7 +205,7 @@ class Profile:
         head = ["layer", "median ms", "spread ms", "MFLOP", "weight bytes", "output bytes", "peak bytes"]
         measured = [
             f"{m.machine}, {m.device}, {m.threads} thread{'s' * (m.threads > 1)}"
-            f"{f', node of {m.tier}' if m.tier else ''}: {_ms(m.whole_s)} ms whole"
+            f"{f', node of {m.tier}' if m.tier else ''}: {_ms(m.whole_s)} ms whole, {_ms(m.wake_s)} ms more after a pause"
             for m in self.measurements
         ]
         more = f"{len(self.layers)} layers; the {len(heaviest)} that take longest:"

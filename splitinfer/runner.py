@@ -64,12 +64,13 @@ class StageRunner:
         with recorder.span("encode"):
             frames = self._encode(tensors | outputs)
             results = tuple(Frame.encode(name, outputs[name], codecs.get("raw")) for name in self.route.returns)
+        spans = recorder.finish()
         onward = None
         if not self.last:
             passed = tuple(packet.frame(name) for name in self.route.forwards)
             meta = {**packet.meta, "left_s": left_s - (time.monotonic() - received_s)}
             onward = Packet(Kind.REQUEST, packet.request_id, frames + passed, packet.attempt, packet.sizes, meta).pack()
-        return Step(packet, left_s, onward, results, tuple(recorder.spans))
+        return Step(packet, left_s, onward, results, spans)
 
     def _take(self, packet: Packet, name: str) -> Tensor:
         try:

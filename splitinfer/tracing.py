@@ -66,26 +66,37 @@ class Trace:
 
 
 class Recorder:
-    """Collects the spans of one stage; stretches its work when the tier is emulated by a faster machine."""
+    """Collects the spans of one stage; stretches its work when the tier is emulated by a faster machine.
+
+    The stretch is one sleep at the end: sleeping between the pieces would cool the caches that the next one needs,
+    which a slower machine does not do.
+    """
 
     def __init__(self, stage: str, tier: str, slowdown: float = 1.0) -> None:
         self.stage, self.tier, self.slowdown = stage, tier, slowdown
-        self.spans: list[Span] = []
+        self._worked: list[tuple[str, float, float]] = []
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
-        """Time the block; then sleep (slowdown - 1) times what it just took."""
+        """Time the block."""
         start = time.perf_counter()
         yield
-        worked = time.perf_counter() - start
-        if self.slowdown > 1:
-            time.sleep((self.slowdown - 1) * worked)
-        seconds = time.perf_counter() - start
-        self.spans.append(Span(self.stage, self.tier, kind, start, seconds, seconds - worked))
+        self._worked.append((kind, start, time.perf_counter() - start))
 
-    def add(self, kind: str, start_s: float, seconds: float, slept_s: float, nbytes: int) -> None:
-        """Add a span that was timed elsewhere."""
-        self.spans.append(Span(self.stage, self.tier, kind, start_s, seconds, slept_s, nbytes))
+    def finish(self) -> tuple[Span, ...]:
+        """Sleep (slowdown - 1) times what the work just took; the spans, each with its share of the sleep."""
+        total = sum(seconds for _, _, seconds in self._worked)
+        slept = 0.0
+        if self.slowdown > 1 and total > 0:
+            start = time.perf_counter()
+            time.sleep((self.slowdown - 1) * total)
+            slept = time.perf_counter() - start
+        spans, shift = [], 0.0
+        for kind, start, seconds in self._worked:
+            share = slept * seconds / total if total else 0.0
+            spans.append(Span(self.stage, self.tier, kind, start + shift, seconds + share, share))
+            shift += share
+        return tuple(spans)
 
 
 def pack_spans(spans: Sequence[Span]) -> list[list[Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from tqdm import tqdm
 
 from splitinfer.errors import CutError
 from splitinfer.flops import layer_flops
@@ -36,6 +37,10 @@ class Verdict:
         """JSON-able."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        verdict = "exact: every output equal bit for bit" if self.exact else f"differs by up to {self.max_abs_difference:.3g}"
+        return f"{verdict} ({self.stages} stages, {self.calls} calls)"
+
 
 def verify_split(graph: Graph, model: nn.Module, plan: Plan, *, calls: Sequence[Call] | None = None, fresh: int = 2) -> Verdict:
     """Run the plan's stages in this process beside the eager module, on the sample and `fresh` other inputs.
@@ -54,6 +59,20 @@ def verify_split(graph: Graph, model: nn.Module, plan: Plan, *, calls: Sequence[
         difference, same = compare(expected, got)
         worst, exact = max(worst, difference), exact and same
     return Verdict(exact, len(plan.stages), worst, len(chosen))
+
+
+def verify_all_cuts(graph: Graph, model: nn.Module, *, progress: bool = False) -> Verdict:
+    """Two stages at every possible cut, on the sample; the worst of them."""
+    order = list(graph.layers)
+    places = [index for index, cut in enumerate(graph.cuts()) if cut.possible]
+    if not places:
+        raise CutError(f"{graph.name} has no place to cut")
+    verdicts = []
+    for place in tqdm(places, desc="cuts", disable=not progress, leave=False):
+        plan = Plan.by_hand(graph, [order[: place + 1], order[place + 1 :]])
+        verdicts.append(verify_split(graph, model, plan, fresh=0))
+    worst = max(verdict.max_abs_difference for verdict in verdicts)
+    return Verdict(all(verdict.exact for verdict in verdicts), 2, worst, sum(verdict.calls for verdict in verdicts))
 
 
 def compare(expected: Sequence[Any], got: Sequence[Any]) -> tuple[float, bool]:

@@ -28,6 +28,7 @@ from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
 from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import PacketError, RequestTimeout, StageError
+from splitinfer.memory import keep_freed_memory
 from splitinfer.routing import Route
 from splitinfer.runner import StageRunner, Step
 from splitinfer.stages import load_stage
@@ -75,6 +76,7 @@ class StageActor:
     """Wrapped by ``ray.remote`` in deploy.py."""
 
     def __init__(self, config: StageConfig) -> None:
+        keep_freed_memory()
         torch.set_num_threads(config.threads)
         self.config = config
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import psutil
 import ray
 import torch
 from ray.exceptions import RayError
@@ -34,6 +36,7 @@ Measured = tuple[Measurement, Mapping[str, Mapping[str, int]]]
 
 def _measure_here(data: bytes, inputs: Sequence[tuple[str, str, bytes]], sizes: Mapping[str, Any], settings: Mapping[str, Any]) -> Measured:
     """Runs in a process on the tier's node."""
+    wait_for_calm()
     stage = load_stage(data, settings["device"])
     tensors = {name: Frame(name, codec, (blob,)).decode(_LIMITS, copy=True) for name, codec, blob in inputs}
     return measure(stage, tensors, sizes, **settings)
@@ -64,6 +67,16 @@ def measure_tiers(
         except RayError as error:
             raise DeployError(f"measuring for tier '{tier.name}' failed: {str(error).strip().splitlines()[-1]}") from error
     return replace(assemble(skeleton, measured), framework=measure_framework(topology, cluster))
+
+
+def wait_for_calm(limit_s: float = 10.0) -> None:
+    """Wait until other processes leave most of one processor free: workers that Ray has just started still import."""
+    end = time.monotonic() + limit_s
+    while psutil.cpu_percent(_CALM_WINDOW_S) > _CALM_PERCENT and time.monotonic() < end:
+        pass
+
+
+_CALM_WINDOW_S, _CALM_PERCENT = 0.3, 25.0
 
 
 def _groups(topology: Topology) -> dict[tuple[str | None, str, int], TierSpec]:
@@ -104,6 +117,7 @@ def measure_framework(topology: Topology, cluster: LocalCluster | None) -> Frame
     graph = capture(_Add(len(names)).eval(), (torch.zeros(1, _SMALL),), dynamic_shapes={"x": {1: torch.export.Dim("n", min=2)}})
     plan = Plan.by_hand(graph, _split(graph, len(names)), names)
     with deploy(graph, plan, unpaced, cluster=cluster) as pipeline:
+        wait_for_calm()
         small, large = (_typical(pipeline, torch.zeros(1, count)) for count in (_SMALL, _LARGE))
     nbytes = 4 * (_LARGE - _SMALL) * len(names)
     return Framework(call_s=small / len(names), s_per_byte=max(0.0, (large - small) / nbytes), measured=True)
