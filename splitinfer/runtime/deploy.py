@@ -21,6 +21,7 @@ from cluster.topology import TierSpec, Topology
 from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import DeployError, PlanError
 from splitinfer.graph import Graph
+from splitinfer.memory import keep_freed_memory
 from splitinfer.pipeline import DEFAULT_TIMEOUT_S, Pipeline
 from splitinfer.plans import Plan
 from splitinfer.runtime.actor import Rate, Sender, StageActor, StageConfig, call_stage, raised
@@ -110,6 +111,7 @@ class RayPipeline(Pipeline):
         self._exit.close()
 
     def _start(self) -> None:
+        keep_freed_memory()  # this process encodes the inputs
         if self._cluster is None and not ray.is_initialized():
             self._cluster = self._exit.enter_context(LocalCluster([tier.name for tier in self.topology.tiers]))
         self._place()

@@ -28,6 +28,7 @@ from splitinfer.profiler import assemble, example, measure
 from splitinfer.profiles import Framework, Measurement, Profile
 from splitinfer.runtime.deploy import deploy
 from splitinfer.stages import dump_stage, load_stage
+from splitinfer.tracing import Trace
 
 _LIMITS = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38)  # our own samples
 _TIMEOUT_S = 900.0
@@ -109,10 +110,14 @@ _ROUNDS = 40
 
 
 def measure_framework(topology: Topology, cluster: LocalCluster | None) -> Framework:
-    """Deploy stages that do nothing, without paced links, and see what a call costs: per stage, and per byte."""
+    """Deploy stages that do nothing, and see what a call costs: per stage, and per byte.
+
+    The links have a latency and no limit of rate: between two hops a process waits, as it does over a real link, and
+    is as slow to wake. How late the paced links wake counts as framework too.
+    """
     names = [tier.name for tier in topology.tiers]
     bare = [replace(tier, compute=Compute()) for tier in topology.tiers]
-    links = [replace(link, up_bytes_per_s=_UNPACED, down_bytes_per_s=_UNPACED, latency_s=0.0) for link in topology.links]
+    links = [replace(link, up_bytes_per_s=_UNLIMITED, down_bytes_per_s=_UNLIMITED, latency_s=_LATENCY_S) for link in topology.links]
     unpaced = Topology(tuple(bare), cast(tuple[LinkSpec, ...], tuple(links)))
     graph = capture(_Add(len(names)).eval(), (torch.zeros(1, _SMALL),), dynamic_shapes={"x": {1: torch.export.Dim("n", min=2)}})
     plan = Plan.by_hand(graph, _split(graph, len(names)), names)
@@ -123,7 +128,8 @@ def measure_framework(topology: Topology, cluster: LocalCluster | None) -> Frame
     return Framework(call_s=small / len(names), s_per_byte=max(0.0, (large - small) / nbytes), measured=True)
 
 
-_UNPACED = 1e15
+_UNLIMITED = 1e15
+_LATENCY_S = 0.01
 
 
 def _split(graph: Graph, count: int) -> list[list[str]]:
@@ -135,4 +141,8 @@ def _split(graph: Graph, count: int) -> list[list[str]]:
 def _typical(pipeline: Any, x: Tensor) -> float:
     for _ in range(5):
         pipeline(x)
-    return statistics.median(pipeline.traced(x)[1].framework_s for _ in range(_ROUNDS))
+    return statistics.median(_beside_work(pipeline.traced(x)[1]) for _ in range(_ROUNDS))
+
+
+def _beside_work(trace: Trace) -> float:
+    return trace.framework_s + sum(span.seconds - span.slept_s for span in trace.spans if span.kind in ("wire", "return"))

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -61,6 +62,7 @@ def run_requests(
     graph: Graph, plan: Plan, topology: Topology, requests: int, in_flight: int = 1, *, progress: bool = False, warm_up: int = 2
 ) -> RunReport:
     """Deploy a plan, send the sample `requests` times with `in_flight` under way at once, and stop."""
+    torch.set_num_threads(topology.tier(plan.tiers[0]).threads)  # this process stands for the first tier
     with deploy(graph, plan, topology) as pipeline:
         args, kwargs = graph.example
         for _ in range(warm_up):
