@@ -104,7 +104,7 @@ class LocalCluster:
 
 def _reread_settings() -> None:
     """Ray reads the environment once, when it is imported, and keeps the token it found: make it look again."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -224,7 +224,7 @@ class Topology:
     def load(cls, path: str | Path) -> "Topology":
         """Topology of a YAML file; raises TopologyError, with file and line, for all that is wrong with it."""
         try:
-            with open(path, "rb") as stream:
+            with Path(path).open("rb") as stream:
                 text = stream.read(_LARGEST_FILE + 1).decode()
         except OSError as error:
             raise TopologyError(f"cannot be read: {error.strerror}", file=str(path)) from error

@@ -99,10 +99,10 @@ def run_demo(requests: int, show: Show = print) -> dict[str, Any]:
         for name, (model, args, kwargs) in models.items():
             graph = capture(model, args, kwargs, "batch")
             measured = profile(graph, topology, cluster=cluster)
-            plans[name] = _plans(graph, measured, topology)
+            plans[name] = _plans(measured, topology)
             show(f"\n=== {name}: the chosen plan, codecs {', '.join(LOSSY)} allowed\n\n{plans[name]['chosen plan']}")
             rows += _run(name, graph, plans[name], topology, cluster, requests)
-    show("\n=== predicted beside measured, median of {} requests each, one every 0.1 s\n\n{}".format(requests, _table(rows)))
+    show(f"\n=== predicted beside measured, median of {requests} requests each, one every 0.1 s\n\n{_table(rows)}")
     errors = _errors(rows)
     show("\n" + _summary(errors))
     whole_and_split = _split_accuracy(digits, pictures, labels)
@@ -135,9 +135,9 @@ def trained_digits(epochs: int = 12, seed: int = 0) -> tuple[nn.Module, Tensor, 
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(epochs):
         order = torch.randperm(len(train_x))
-        for chosen in order.split(64):
+        for chosen in torch.split(order, 64):
             optimiser.zero_grad()
-            nn.functional.cross_entropy(model(train_x[chosen]), train_y[chosen]).backward()
+            nn.functional.cross_entropy(model(train_x[chosen]), train_y[chosen]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     return model.eval(), test_x, test_y
 
@@ -175,7 +175,7 @@ def calibrate_batch_norm(model: nn.Module, images: Tensor) -> None:
 # -- plans and requests
 
 
-def _plans(graph: Graph, measured: Profile, topology: Topology) -> dict[str, Plan]:
+def _plans(measured: Profile, topology: Topology) -> dict[str, Plan]:
     """Each tier alone with its compressed input, and the chosen plan."""
     made = baseline_plans(measured, topology, LOSSY)
     made["chosen, lossless"] = plan(measured, topology)
@@ -237,7 +237,8 @@ def _errors(rows: Sequence[Row]) -> dict[str, float]:
 def _table(rows: Sequence[Row]) -> str:
     body = [
         [row.model, row.plan, _ms(row.predicted_s), _ms(row.measured_s), f"{row.error:+.1%}", f"{row.predicted_nbytes:,.0f}",
-         f"{row.measured_nbytes:,.0f}", f"{row.slept_share:.0%}", _ms(row.rest_predicted_s), _ms(row.rest_measured_s), f"{row.rest_error:+.0%}"]
+         f"{row.measured_nbytes:,.0f}", f"{row.slept_share:.0%}", _ms(row.rest_predicted_s), _ms(row.rest_measured_s),
+         f"{row.rest_error:+.0%}"]
         for row in rows
     ]  # fmt: skip
     head = ["model", "plan", "predicted ms", "measured ms", "error", "predicted bytes", "measured bytes", "declared sleep",

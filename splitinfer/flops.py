@@ -40,11 +40,11 @@ def layer_flops(graph: Graph) -> dict[str, int]:
     return counted
 
 
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-def _recurrent(inputs: Sequence[int], weight: Sequence[int], recurrent: Sequence[int], *args: Any, **kwargs: Any) -> int:
+def _recurrent(inputs: Sequence[int], weight: Sequence[int], recurrent: Sequence[int], *_: Any, **__: Any) -> int:
     """One direction of one layer: each step multiplies with both weight matrices."""
     steps = 1
     for size in inputs[:-1]:

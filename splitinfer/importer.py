@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,8 +67,7 @@ def _batch_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     def spec(leaf: object) -> object:
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None
 
-    mapped = (*pytree.tree_map(spec, args), *pytree.tree_map(spec, dict(kwargs)).values())
-    return mapped
+    return (*pytree.tree_map(spec, args), *pytree.tree_map(spec, dict(kwargs)).values())
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> torch.export.ExportedProgram:
@@ -80,7 +79,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
                 model, traced_args, traced_kwargs, dynamic_shapes=dynamic_shapes, strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            return program.run_decompositions({})
+            functional: torch.export.ExportedProgram = program.run_decompositions({})
+            return functional
     except Exception as error:  # torch raises many types here; each becomes one CaptureError
         raise _explained(model, args, kwargs, error) from error
 
@@ -112,7 +112,7 @@ def _widen_nested(widen: Any, value: Any, spec: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterable[None]:  # type: ignore[misc]
+def _quiet() -> Iterator[None]:
     """Tracing warns about its own internals; a user can do nothing about it."""
     logger = logging.getLogger("torch")
     level = logger.level
@@ -170,9 +170,12 @@ class _Run:
 class _Importer:
     """Turns one exported program into a Graph."""
 
-    def __init__(self, model: nn.Module, program: torch.export.ExportedProgram, example: tuple[tuple[Any, ...], dict[str, Any]]):
+    def __init__(
+        self, model: nn.Module, program: torch.export.ExportedProgram, example: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> None:
         self.model, self.program, self.example = model, program, example
         self.signature: ExportGraphSignature = program.graph_signature
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in program.graph.nodes}
         self.weight_of = self._weight_names()
         self.mutated = self._mutations()
         self.dynamic = _symbols(program)
@@ -182,19 +185,19 @@ class _Importer:
     def graph(self, granularity: str) -> Graph:
         self._refuse_random()
         runs = self._runs(granularity)
-        names = _layer_names([run for run in runs], granularity)
+        names = _layer_names(runs, granularity)
         weights = self._weights()
         layers = {name: self._layer(name, run, weights) for name, run in zip(names, runs, strict=True)}
         layer_of = {op: layer.name for layer in layers.values() for op in layer.ops}
         tensors, alone = self._tensors(layers, layer_of)
         used = {weight for layer in layers.values() for weight in layer.weights}
-        outputs = self._outputs()
         in_spec, out_spec = self.program.call_spec.in_spec, self.program.call_spec.out_spec
         assert in_spec is not None and out_spec is not None  # torch.export always records them
         return Graph(
             fx_graph=self.program.graph, owner=self.program.graph_module,
             weights={name: tensor for name, tensor in weights.items() if name in used},
-            weight_nodes=self.weight_of, layers=layers, tensors=tensors, inputs=self._inputs(), outputs=outputs, in_spec=in_spec, out_spec=out_spec,
+            weight_nodes=self.weight_of, layers=layers, tensors=tensors, inputs=self._inputs(), outputs=self._outputs(),
+            in_spec=in_spec, out_spec=out_spec,
             together=self._together(layers, layer_of, tensors, alone), mutated=self.mutated, example=self.example,
             ranges={str(symbol): _bounds(limits) for symbol, limits in self.program.range_constraints.items()},
             name=type(self.model).__name__,
@@ -260,9 +263,11 @@ class _Importer:
             elif node.op == "placeholder":
                 if node.name in self.weight_of and self.weight_of[node.name] not in self.mutated:
                     found.add(node)
-            elif node.op == "call_function" and node.name not in returned:
-                if all(parent in found or self.is_size(parent) for parent in node.all_input_nodes):
-                    found.add(node)
+            elif (
+                node.op == "call_function" and node.name not in returned
+                and all(parent in found or self.is_size(parent) for parent in node.all_input_nodes)
+            ):
+                found.add(node)
         return found
 
     def _compute_nodes(self) -> Iterable[fx.Node]:
@@ -321,7 +326,8 @@ class _Importer:
     def _tensors(self, layers: Mapping[str, Layer], layer_of: Mapping[str, str]) -> tuple[dict[str, TensorSpec], list[str]]:
         """Tensors that leave their layer, and the names of the values among them that are not tensors."""
         position = {name: index for index, name in enumerate(layers)}
-        returned = {spec.arg.name for spec in self.signature.output_specs if spec.kind == OutputKind.USER_OUTPUT and hasattr(spec.arg, "name")}
+        results = [spec.arg for spec in self.signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+        returned = {result.name for result in results if hasattr(result, "name")}
         tensors, alone = {}, []
         for node in self.program.graph.nodes:
             is_input = node.op == "placeholder" and node.name not in self.weight_of
@@ -388,13 +394,13 @@ class _Importer:
         return [spec for spec in self.signature.input_specs if spec.kind == InputKind.USER_INPUT]
 
     def _node(self, name: str) -> fx.Node:
-        return next(node for node in self.program.graph.nodes if node.name == name)
+        return self.nodes[name]
 
     def _inputs(self) -> tuple[InputLeaf, ...]:
         paths = pytree.tree_flatten_with_path(self.example)[0]
         leaves = []
         for spec, (path, value) in zip(self._user_specs(), paths, strict=True):
-            label = ("args" if path[0].idx == 0 else "kwargs") + pytree.keystr(path[1:])
+            label = ("args" if path[0] == pytree.SequenceKey(0) else "kwargs") + pytree.keystr(path[1:])
             leaves.append(InputLeaf(label, spec.arg.name) if isinstance(value, Tensor) else InputLeaf(label, None, value))
         return tuple(leaves)
 
@@ -436,8 +442,8 @@ def _is_random(node: fx.Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     given = dict(zip((argument.name for argument in target._schema.arguments), node.args, strict=False)) | node.kwargs
-    if "dropout_p" in given or "attention" in target.name():
-        return given.get("dropout_p", 0.0) != 0
+    if "dropout_p" in given or "attention" in target._opname:
+        return bool(given.get("dropout_p", 0.0))
     if "train" in given:
         return bool(given["train"])
     return True

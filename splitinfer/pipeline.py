@@ -7,6 +7,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,20 @@ from splitinfer.tracing import Recorder, Span, Trace
 
 DEFAULT_TIMEOUT_S = 120.0
 """Two minutes: longer than any sane request, short enough that a lost one is noticed."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call, ready to be sent."""
+
+    data: bytes
+    """The first packet."""
+    tensors: Mapping[str, Tensor]
+    """The caller's own."""
+    sizes: Mapping[str, int | float | bool]
+    """Values of the dynamic dimensions."""
+    spans: tuple[Span, ...]
+    """Of encoding, where the first stage is on another tier."""
 
 
 class Pipeline(ABC):
@@ -81,8 +96,8 @@ class Pipeline(ABC):
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[tuple[Any, Trace]]:
         """Start one request."""
 
-    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, dict[str, Tensor], Mapping[str, Any], tuple[Span, ...]]:
-        """The first packet, the caller's tensors, the values of the dynamic dimensions, and the spans of encoding."""
+    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+        """Bind the call and encode its tensors."""
         tensors, dimensions = self.graph.bind(args, kwargs)
         sizes = sizes_at(self.graph, self._sizes, dimensions)
         recorder = Recorder("source", self.plan.tiers[0], self.slowdown)
@@ -91,9 +106,9 @@ class Pipeline(ABC):
         # Handing raw tensors to a stage on the same tier is the framework's work, not the codec's.
         spans = recorder.finish() if self.plan.stages[0].tier != self.plan.tiers[0] else ()
         packet = Packet(Kind.REQUEST, uuid.uuid4().hex, frames, sizes=sizes, meta={"left_s": self.timeout_s})
-        return packet.pack(), tensors, sizes, spans
+        return Request(packet.pack(), tensors, sizes, spans)
 
-    def _answer(self, frames: tuple[Frame, ...], tensors: Mapping[str, Tensor], sizes: Mapping[str, Any], limits: Limits) -> Any:
+    def _answer(self, frames: tuple[Frame, ...], request: Request, limits: Limits) -> Any:
         """The model's result from the returned frames."""
         found = {frame.name: frame for frame in frames}
         leaves: list[Any] = []
@@ -101,11 +116,11 @@ class Pipeline(ABC):
             if leaf.kind == "value":
                 leaves.append(leaf.value)
             elif leaf.kind == "size":
-                leaves.append(sizes[leaf.name])
+                leaves.append(request.sizes[leaf.name])
             elif leaf.name in found:
                 leaves.append(found[leaf.name].decode(limits, copy=True))
-            elif leaf.name in tensors:
-                leaves.append(tensors[leaf.name])
+            elif leaf.name in request.tensors:
+                leaves.append(request.tensors[leaf.name])
             else:
                 raise PlanError(f"no stage returned '{leaf.name}'")
         return pytree.tree_unflatten(leaves, self.graph.out_spec)
@@ -134,7 +149,8 @@ class LocalPipeline(Pipeline):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Trace]:
         start = time.perf_counter()
-        data, tensors, sizes, spans = self._request(args, kwargs)
+        request = self._request(args, kwargs)
+        data, spans = request.data, request.spans
         results: list[Frame] = []
         request_id = ""
         for runner in self.runners:
@@ -143,7 +159,7 @@ class LocalPipeline(Pipeline):
             spans += step.spans
             request_id = step.request.request_id
             data = step.onward or b""
-        answer = self._answer(tuple(results), tensors, sizes, self.limits)
+        answer = self._answer(tuple(results), request, self.limits)
         return answer, Trace(request_id, time.perf_counter() - start, spans)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import partitioners as p
 from cluster.topology import LinkSpec, Topology
@@ -90,7 +90,7 @@ def _lines(topology: Topology) -> Iterator[Line]:
         for count in range(len(names)):
             for chosen in combinations(rest, count):
                 used = (0, *chosen)
-                yield Line(names, used, tuple(whole.path(a, b) for a, b in zip(used, used[1:], strict=False)))
+                yield Line(names, used, tuple(whole.path(a, b) for a, b in pairwise(used)))
 
 
 class _Model:
@@ -186,7 +186,7 @@ class _Model:
                 PlannedStage(
                     f"stage{number}", tier, tuple(layer.name for layer in layers),
                     sum(seconds[layer.name] for layer in layers) + self._wake_s(place), sum(layer.weight_nbytes for layer in layers),
-                )  # fmt: skip
+                )
             )
         return tuple(made)
 

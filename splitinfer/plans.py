@@ -175,7 +175,7 @@ class Plan:
                 _build(Candidate, "baselines", row | {"cost": row["cost"] and _build(Cost, "baselines.cost", row["cost"])})
                 for row in data["baselines"]
             )
-            plan = _build(Plan, "plan", data)
+            plan: Plan = _build(Plan, "plan", data)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"malformed plan: {error}") from error
         unknown = [stage.tier for stage in plan.stages if stage.tier not in plan.tiers]

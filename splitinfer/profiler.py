@@ -93,7 +93,7 @@ def _skeleton(graph: Graph) -> Profile:
         TensorProfile(t.name, t.producer, t.consumers, t.shape, t.dtype, t.nbytes, t.returned) for t in graph.tensors.values()
     )
     together = tuple((tuple(sorted(group.layers)), group.reason) for group in graph.together)
-    sizes = {name: 1 for name in whole(graph).sizes}
+    sizes = dict.fromkeys(whole(graph).sizes, 1)
     empty = Packet(Kind.REQUEST, "0" * 32, sizes=sizes, meta={"left_s": 1.0})
     return Profile(graph.name, graph.fingerprint, graph.stateful, layers, tensors, together, (), len(empty.pack()))
 
@@ -256,7 +256,8 @@ def _instrumented(stage: Stage, clock: Callable[[], float]) -> tuple[fx.GraphMod
     def mark() -> None:
         marks.append(clock())
 
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in stage.module.graph.nodes:
         layer = stage.layer_of.get(node.name)
         if layer is not None and (not order or order[-1] != layer):

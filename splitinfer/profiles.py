@@ -190,7 +190,8 @@ class Profile:
             if set(m.seconds) != names:
                 missing = sorted(names ^ set(m.seconds))[0]
                 raise ProfileError(f"malformed profile: the times of {m.machine} and the layers differ in '{missing}'")
-            numbers = [m.whole_s, m.wake_s, *m.seconds.values(), *(s for rows in m.codec_s.values() for pair in rows.values() for s in pair)]
+            pairs = [pair for rows in m.codec_s.values() for pair in rows.values()]
+            numbers = [m.whole_s, m.wake_s, *m.seconds.values(), *(seconds for pair in pairs for seconds in pair)]
             if not all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers):
                 raise ProfileError(f"malformed profile: a time of {m.machine} is negative or not finite")
 
@@ -209,7 +210,8 @@ class Profile:
             for m in self.measurements
         ]
         more = f"{len(self.layers)} layers; the {len(heaviest)} that take longest:"
-        return "\n".join([f"{self.model}: {more}", "", tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * 6)), "", *measured])
+        table = tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * 6))
+        return "\n".join([f"{self.model}: {more}", "", table, "", *measured])
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:

@@ -229,7 +229,8 @@ def _dump_graph(module: fx.GraphModule) -> dict[str, Any]:
 def _load_graph(root: nn.Module, program: Mapping[str, Any], device: torch.device) -> fx.GraphModule:
     for name, inner in program["inner"].items():
         root.add_module(name, _load_graph(nn.Module(), inner, device))
-    graph, made = fx.Graph(), {}
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
     for name, op, target, args, kwargs in program["rows"]:
         loaded = _load(args, made, device), _load(kwargs, made, device)
         made[name] = graph.create_node(op, _load_target(op, target), *loaded, name=name)
@@ -243,7 +244,7 @@ def _dump_target(node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}::{target._opname}.{target._overloadname}"
     if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher_order::{target.name()}"
+        return f"higher_order::{target._name}"
     if target in _FUNCTION_NAMES:
         return _FUNCTION_NAMES[target]
     raise CutError(f"operator '{node.name}' calls {target}, which has no name on the wire")

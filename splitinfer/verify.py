@@ -17,6 +17,7 @@ from splitinfer.flops import layer_flops
 from splitinfer.graph import Graph
 from splitinfer.pipeline import Pipeline
 from splitinfer.plans import Plan
+import itertools
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -155,7 +156,7 @@ def balanced_stages(graph: Graph, count: int, flops: Mapping[str, int] | None = 
             raise CutError(f"{graph.name} can be cut into at most {most} stages with work in each; asked for {count}")
         cuts.append(min(usable, key=lambda place: abs(sums[place] - total * step / count)))
     edges = [-1, *cuts, len(order) - 1]
-    return [order[start + 1 : end + 1] for start, end in zip(edges, edges[1:], strict=False)]
+    return [order[start + 1 : end + 1] for start, end in itertools.pairwise(edges)]
 
 
 def _later(sums: Sequence[int], places: Sequence[int], place: int, total: int) -> int:

@@ -94,21 +94,25 @@ def _family(config: str, model: str, **settings: Any) -> nn.Module:
 
 
 def digits() -> Sample:
+    """The digits CNN, untrained, on one 8x8 image."""
     torch.manual_seed(0)
     return DigitsCNN().eval(), (torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)),), {}
 
 
 def two_inputs_tied() -> Sample:
+    """Two inputs, three outputs, tied weights."""
     torch.manual_seed(0)
     return TwoInputsTied().eval(), (_image(32), _tokens(97, 12)), {}
 
 
 def lstm() -> Sample:
+    """Six LSTM layers of width 48 over 20 steps."""
     torch.manual_seed(0)
     return StackedLSTM().eval(), (torch.randn(1, 20, 16, generator=torch.Generator().manual_seed(1)),), {}
 
 
 def mobilenet_v2() -> Sample:
+    """MobileNetV2 at full size, 224x224."""
     model = _family("MobileNetV2Config", "MobileNetV2ForImageClassification", num_labels=1000)
     return model, (), {"pixel_values": _image()}
 
@@ -117,11 +121,13 @@ _RESNET18: Mapping[str, Any] = {"layer_type": "basic", "hidden_sizes": [64, 128,
 
 
 def resnet18() -> Sample:
+    """ResNet-18 at full size, 224x224."""
     model = _family("ResNetConfig", "ResNetForImageClassification", num_labels=1000, **_RESNET18)
     return model, (), {"pixel_values": _image()}
 
 
 def resnet50() -> Sample:
+    """ResNet-50 at full size, 224x224."""
     model = _family("ResNetConfig", "ResNetForImageClassification", num_labels=1000)
     return model, (), {"pixel_values": _image()}
 

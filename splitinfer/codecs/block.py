@@ -198,7 +198,7 @@ def as_bytes(tensor: Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(b"")
     flat = tensor.reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return flat.view(torch.uint8).numpy().data.cast("B")
 
 
 def as_tensor(data: Buffer, dtype: torch.dtype, count: int) -> Tensor:

@@ -26,14 +26,14 @@ class Raw(Codec):
     codec_id: ClassVar[int] = 0
     lossless: ClassVar[bool] = True
 
-    def parts(self, tensor: Tensor) -> list[Buffer]:  # noqa: D102
+    def parts(self, tensor: Tensor) -> list[Buffer]:
         body, strides, _ = to_body(tensor)
         return [Header(self.codec_id, 0, tensor.dtype, tuple(tensor.shape), strides).pack(), as_bytes(body)]
 
-    def body(self, header: Header, data: memoryview) -> Tensor:  # noqa: D102
+    def body(self, header: Header, data: memoryview) -> Tensor:
         return as_tensor(data, header.dtype, header.count)
 
-    def estimate(self, spec: TensorLike) -> int:  # noqa: D102
+    def estimate(self, spec: TensorLike) -> int:
         return header_nbytes(len(spec.shape)) + prod(spec.shape) * spec.dtype.itemsize
 
 
@@ -45,7 +45,7 @@ class Zstd(Codec):
     lossless: ClassVar[bool] = True
     _STORED, _PLAIN, _SHUFFLED = range(3)
 
-    def parts(self, tensor: Tensor) -> list[Buffer]:  # noqa: D102
+    def parts(self, tensor: Tensor) -> list[Buffer]:
         body, strides, _ = to_body(tensor)
         data, itemsize = as_bytes(body), tensor.dtype.itemsize
         mode = self._choose(data, itemsize)
@@ -64,7 +64,7 @@ class Zstd(Codec):
             sizes[self._SHUFFLED] = float(len(compress(shuffled(sample, itemsize))))
         return min(sizes, key=lambda mode: sizes[mode])
 
-    def body(self, header: Header, data: memoryview) -> Tensor:  # noqa: D102
+    def body(self, header: Header, data: memoryview) -> Tensor:
         if header.mode == self._STORED:
             return as_tensor(data, header.dtype, header.count)
         if header.mode > self._SHUFFLED:
@@ -74,7 +74,7 @@ class Zstd(Codec):
             plain = unshuffled(plain, header.dtype.itemsize)
         return as_tensor(plain, header.dtype, header.count)
 
-    def estimate(self, spec: TensorLike) -> int:  # noqa: D102
+    def estimate(self, spec: TensorLike) -> int:
         return header_nbytes(len(spec.shape)) + prod(spec.shape) * spec.dtype.itemsize
 
 
@@ -105,7 +105,7 @@ def decompress(data: memoryview, nbytes: int) -> bytes:
 def shuffled(data: Buffer, itemsize: int) -> memoryview:
     """First bytes of all elements, then all second bytes, and so on: exponents lie beside exponents."""
     planes = np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(-1, itemsize).T)
-    return memoryview(planes).cast("B") if planes.size else memoryview(b"")
+    return planes.data.cast("B") if planes.size else memoryview(b"")
 
 
 def unshuffled(data: Buffer, itemsize: int) -> memoryview:

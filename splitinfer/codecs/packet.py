@@ -134,7 +134,7 @@ class Packet:
         return b"".join([prefix, _CHECKSUM.pack(digest.intdigest()), *parts])
 
     @staticmethod
-    def unpack(data: Buffer, limits: Limits = Limits()) -> Packet:  # noqa: B008 - frozen
+    def unpack(data: Buffer, limits: Limits = Limits()) -> Packet:
         """The packet; its frames are views into `data`. Raises PacketError, which says what is wrong."""
         view = memoryview(data).cast("B")
         kind, header_nbytes = _checked_prefix(view, limits)

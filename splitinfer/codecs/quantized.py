@@ -40,7 +40,7 @@ class Fp16(Codec):
     lossless: ClassVar[bool] = False
     _AS_IS, _HALF = range(2)
 
-    def parts(self, tensor: Tensor) -> list[Buffer]:  # noqa: D102
+    def parts(self, tensor: Tensor) -> list[Buffer]:
         body, strides, _ = to_body(tensor)
         mode = self._AS_IS
         if tensor.dtype in _WIDE:
@@ -51,14 +51,14 @@ class Fp16(Codec):
             body = half
         return [Header(self.codec_id, mode, tensor.dtype, tuple(tensor.shape), strides).pack(), as_bytes(body)]
 
-    def body(self, header: Header, data: memoryview) -> Tensor:  # noqa: D102
+    def body(self, header: Header, data: memoryview) -> Tensor:
         if header.mode == self._AS_IS:
             return as_tensor(data, header.dtype, header.count)
         if header.mode != self._HALF or header.dtype not in _WIDE:
             raise CodecError(f"mode {header.mode} of 'fp16' does not fit {header.dtype}")
         return as_tensor(data, torch.float16, header.count).to(header.dtype)
 
-    def estimate(self, spec: TensorLike) -> int:  # noqa: D102
+    def estimate(self, spec: TensorLike) -> int:
         itemsize = 2 if spec.dtype in _WIDE else spec.dtype.itemsize
         return header_nbytes(len(spec.shape)) + prod(spec.shape) * itemsize
 
@@ -79,12 +79,12 @@ class Int8(Codec):
     _PACKED, _STORED, _WHOLE = range(3)  # _WHOLE + m: the body that zstd writes in its mode m
     _whole = Zstd()
 
-    def parts(self, tensor: Tensor) -> list[Buffer]:  # noqa: D102
+    def parts(self, tensor: Tensor) -> list[Buffer]:
         quantised = self._quantise(tensor) if tensor.dtype in _FLOATS and tensor.numel() else None
         if quantised is None:
-            head, packed = self._whole.parts(tensor)
+            head, body = self._whole.parts(tensor)
             whole, _ = Header.unpack(head, _NO_LIMIT)
-            return [replace(whole, codec_id=self.codec_id, mode=self._WHOLE + whole.mode).pack(), packed]
+            return [replace(whole, codec_id=self.codec_id, mode=self._WHOLE + whole.mode).pack(), body]
         codes, scale, zero, strides = quantised
         data = as_bytes(codes)
         packed: Buffer = compress(data)
@@ -115,7 +115,7 @@ class Int8(Codec):
         codes = codes.add_(zero.view(spread)).round_().clamp_(0, _LEVELS).to(torch.uint8)
         return codes, scale, zero.to(torch.uint8), strides
 
-    def body(self, header: Header, data: memoryview) -> Tensor:  # noqa: D102
+    def body(self, header: Header, data: memoryview) -> Tensor:
         if header.mode >= self._WHOLE:
             return self._whole.body(replace(header, mode=header.mode - self._WHOLE), data)
         if header.dtype not in _FLOATS:
@@ -136,7 +136,7 @@ class Int8(Codec):
             scale, zero = scale.view(spread), zero.view(spread)
         return values.sub_(zero).mul_(scale).to(header.dtype)
 
-    def estimate(self, spec: TensorLike) -> int:  # noqa: D102
+    def estimate(self, spec: TensorLike) -> int:
         count, head = prod(spec.shape), header_nbytes(len(spec.shape))
         # Without its data a float tensor may still hold a NaN and travel whole: the bound is that of zstd.
         return head + max(self._whole.estimate(spec), 5 * max(spec.shape, default=1) + count)

@@ -138,7 +138,7 @@ async def call_stage(actor: Any, data: bytes, left_s: float, caller: str) -> tup
     try:
         answer, spans = await asyncio.wait_for(_awaited(actor.handle.remote(data)), max(left_s, 0.0))
     except TimeoutError:
-        raise RequestTimeout(f"no answer from behind {caller} within the request's deadline ({max(left_s, 0.0):.3f} s were left there)") from None
+        raise RequestTimeout(f"no answer from behind {caller} before the deadline ({max(left_s, 0.0):.3f} s were left there)") from None
     except RayError as error:
         first = str(error).strip().splitlines()[0]
         raise StageError(f"behind {caller}", "process", f"{type(error).__name__}: {first}") from error

@@ -14,7 +14,6 @@ from typing import Any, cast
 import msgpack
 import ray
 from ray.exceptions import RayError
-from torch import Tensor
 
 from cluster.launch import TIER_LABEL, LocalCluster
 from cluster.topology import TierSpec, Topology
@@ -22,11 +21,12 @@ from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import DeployError, PlanError
 from splitinfer.graph import Graph
 from splitinfer.memory import keep_freed_memory
-from splitinfer.pipeline import DEFAULT_TIMEOUT_S, Pipeline
+from splitinfer.pipeline import DEFAULT_TIMEOUT_S, Pipeline, Request
 from splitinfer.plans import Plan
 from splitinfer.runtime.actor import Rate, Sender, StageActor, StageConfig, call_stage, raised
 from splitinfer.stages import dump_stage
-from splitinfer.tracing import Span, Trace, unpack_spans
+from splitinfer.tracing import Trace, unpack_spans
+import itertools
 
 _START_TIMEOUT_S = 120.0  # a worker that imports torch needs 3 to 10 s on a busy machine
 
@@ -75,7 +75,7 @@ class RayPipeline(Pipeline):
 
     def _configs(self, tiers: Sequence[TierSpec]) -> list[StageConfig]:
         names = [self.plan.tiers[0], *(stage.tier for stage in self.plan.stages)]
-        hops = [self._rates(one, two) for one, two in zip(names, names[1:], strict=False)]
+        hops = [self._rates(one, two) for one, two in itertools.pairwise(names)]
         last = len(tiers) - 1
         return [
             StageConfig(
@@ -124,7 +124,7 @@ class RayPipeline(Pipeline):
         self._up = Sender(rates, "source", self.plan.tiers[0], "wire")
 
     def _place(self) -> None:
-        factory = cast(Any, ray.remote(StageActor))
+        factory = cast("Any", ray.remote(StageActor))
         self._exit.callback(self._kill)
         labels = [self._labels(config.tier) for config in self.configs]
         _check_nodes(labels)
@@ -173,28 +173,28 @@ class RayPipeline(Pipeline):
         start = time.perf_counter()
         future: Future[tuple[Any, Trace]]
         try:
-            data, tensors, sizes, spans = self._request(args, kwargs)
+            request = self._request(args, kwargs)
         except Exception as error:  # a future carries whatever went wrong to its owner
             future = Future()
             future.set_exception(error)
             return future
-        return asyncio.run_coroutine_threadsafe(self._ordered(data, tensors, sizes, spans, start), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._ordered(request, start), self._loop)
 
-    async def _ordered(self, data: bytes, tensors: dict[str, Tensor], sizes: Any, spans: tuple[Span, ...], start: float) -> tuple[Any, Trace]:
+    async def _ordered(self, request: Request, start: float) -> tuple[Any, Trace]:
         if not self.plan.stateful:
-            return await self._exchange(data, tensors, sizes, spans, start)
+            return await self._exchange(request, start)
         async with self._one_at_a_time:  # the answer depends on the calls before
-            return await self._exchange(data, tensors, sizes, spans, start)
+            return await self._exchange(request, start)
 
-    async def _exchange(self, data: bytes, tensors: dict[str, Tensor], sizes: Any, spans: tuple[Span, ...], start: float) -> tuple[Any, Trace]:
-        spans += await self._up.send(len(data))
+    async def _exchange(self, request: Request, start: float) -> tuple[Any, Trace]:
+        spans = request.spans + await self._up.send(len(request.data))
         left = self.timeout_s - (time.perf_counter() - start)
-        answer, later = await call_stage(self.actors[0], data, left, "the caller")
+        answer, later = await call_stage(self.actors[0], request.data, left, "the caller")
         packet = Packet.unpack(answer, self.limits)
         if packet.kind is Kind.ERROR:
             raise raised(packet)
         spans += unpack_spans(msgpack.unpackb(later))
-        result = self._answer(packet.frames, tensors, sizes, self.limits)
+        result = self._answer(packet.frames, request, self.limits)
         return result, Trace(packet.request_id, time.perf_counter() - start, spans)
 
 
@@ -216,7 +216,7 @@ def _slowdown(tier: TierSpec, emulated: bool) -> float:
         )
     factor = tier.compute.factor or 1.0
     if factor < 1:
-        raise DeployError(f"tier '{tier.name}' has factor {factor:g}: this machine cannot emulate one faster than itself; use a factor of 1 or more")
+        raise DeployError(f"tier '{tier.name}' has factor {factor:g}: this machine cannot emulate a faster one; use 1 or more")
     return factor
 
 

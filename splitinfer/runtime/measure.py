@@ -62,7 +62,7 @@ def measure_tiers(
     for key, tier in tqdm(groups.items(), desc="measuring machines", disable=not progress, leave=False):
         label = dict(tier.node) if tier.node else {TIER_LABEL: topology.tiers[-1].name}
         settings = {**common, "device": tier.device, "threads": tier.threads, "tier": key[0]}
-        run = cast(Any, ray.remote(num_cpus=0, max_calls=1)(_measure_here)).options(label_selector=label)
+        run = cast("Any", ray.remote(num_cpus=0, max_calls=1)(_measure_here)).options(label_selector=label)
         try:
             measured.append(ray.get(run.remote(data, inputs, sizes, settings), timeout=_TIMEOUT_S))
         except RayError as error:
@@ -118,7 +118,7 @@ def measure_framework(topology: Topology, cluster: LocalCluster | None) -> Frame
     names = [tier.name for tier in topology.tiers]
     bare = [replace(tier, compute=Compute()) for tier in topology.tiers]
     links = [replace(link, up_bytes_per_s=_UNLIMITED, down_bytes_per_s=_UNLIMITED, latency_s=_LATENCY_S) for link in topology.links]
-    unpaced = Topology(tuple(bare), cast(tuple[LinkSpec, ...], tuple(links)))
+    unpaced = Topology(tuple(bare), cast("tuple[LinkSpec, ...]", tuple(links)))
     graph = capture(_Add(len(names)).eval(), (torch.zeros(1, _SMALL),), dynamic_shapes={"x": {1: torch.export.Dim("n", min=2)}})
     plan = Plan.by_hand(graph, _split(graph, len(names)), names)
     with deploy(graph, plan, unpaced, cluster=cluster) as pipeline:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from cluster.clock import Clock, RealClock, VirtualClock
 from cluster.errors import ClusterError
 

@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cluster
 import pytest
+
+import cluster
 
 HEAVY = ("torch", "ray", "partitioners", "splitinfer", "numpy")
 

@@ -1,9 +1,10 @@
 """A link is pure: first come, first served, closed form."""
 
 import pytest
-from cluster.link import Link
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cluster.link import Link
 
 # The schedule in the docstring of Link.
 DIAGRAM = """\

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+
 from cluster.clock import VirtualClock
 from cluster.link import Delivery, Link, PacedLink, PacedPath
 

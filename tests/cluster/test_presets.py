@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cluster.errors import UnknownPresetError
 from cluster.presets import LINKS, MACHINES, link_preset, machine_preset
 

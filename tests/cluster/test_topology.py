@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+
 from cluster.errors import TopologyError
 from cluster.presets import LINKS, MACHINES
 from cluster.topology import Compute, LinkSpec, TierSpec, Topology

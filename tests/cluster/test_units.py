@@ -1,10 +1,11 @@
 """Quantities: what is read, what is refused, and that what is shown reads back."""
 
 import pytest
-from cluster import units
-from cluster.errors import ClusterError, UnitError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cluster import units
+from cluster.errors import ClusterError, UnitError
 
 QUANTITIES = {
     "bandwidth": units.BANDWIDTH,
