@@ -21,5 +21,5 @@ class ProblemError(PartitionerError):
         super().__init__(f"{path}: {message}")
 
 
-class Infeasible(PartitionerError):  # noqa: N818 - an answer about the problem as much as an error
+class Infeasible(PartitionerError):
     """A rule of the problem is broken: a pin, the direction of the data, an op without a tier."""

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import networkx as nx
@@ -229,7 +230,7 @@ class _Importer:
         """Every weight by name; a mutated buffer is copied so that a stage's state is its own."""
         held: dict[str, Any] = {**self.program.constants, **self.program.state_dict}
         return {
-            name: held[name].detach().clone() if name in self.mutated else held[name].detach()
+            name: held[name].detach().clone() if name in self.mutated else held[name]
             for name in self.weight_of.values()
             if isinstance(held.get(name), Tensor)
         }
@@ -351,7 +352,7 @@ class _Importer:
         if not isinstance(value, Tensor):
             return TensorSpec(node.name, producer, tuple(consumers), (), (), type(value).__name__, 0, returned)
         shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-        sample = tuple(self._at_sample(size) for size in value.shape)
+        sample = self._sample_shape(node)
         count = 1
         for size in sample:
             count *= size
@@ -359,10 +360,34 @@ class _Importer:
             node.name, producer, tuple(consumers), shape, sample, dtype_name(value.dtype), count * value.dtype.itemsize, returned
         )
 
-    def _at_sample(self, size: int | torch.SymInt) -> int:
-        return size if isinstance(size, int) else int(evaluate(size, self._sample_dimensions))
+    def _sample_shape(self, node: fx.Node) -> tuple[int, ...]:
+        known = self._sample_dimensions
+        sizes = node.meta["val"].shape
+        if all({str(s) for s in size.node.expr.free_symbols} <= known.keys() for size in sizes if not isinstance(size, int)):
+            return tuple(int(evaluate(size, known)) for size in sizes)
+        return self._observed_shapes[node.name]  # a size that follows from data is known only after a run
 
-    @property
+    @cached_property
+    def _observed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor when the program runs on the sample."""
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        class Observer(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                result = super().run_node(n)
+                if isinstance(result, Tensor):
+                    shapes[n.name] = tuple(result.shape)
+                return result
+
+        weights, leaves = self._weights(), iter(pytree.tree_leaves(self.example))
+        with torch.no_grad():
+            Observer(self.program.graph_module).run(
+                *(weights[self.weight_of[spec.arg.name]] if spec.arg.name in self.weight_of else next(leaves)
+                  for spec in self.signature.input_specs)
+            )
+        return shapes
+
+    @cached_property
     def _sample_dimensions(self) -> dict[str, int]:
         """Dynamic dimension -> its size in the sample that the user gave (not the widened one)."""
         leaves = pytree.tree_leaves(self.example)

@@ -61,7 +61,7 @@ class Stage:
     @property
     def weight_nbytes(self) -> int:
         """Bytes of the weights that this stage holds, tied ones once."""
-        return weights_nbytes(self.module.buffers())
+        return weights_nbytes(held_weights(self.module).values())
 
     def __call__(self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int | float | bool]) -> dict[str, Tensor]:
         """Outputs by name. Raises StageError, which names the layer, for whatever goes wrong inside."""
@@ -107,6 +107,7 @@ class _Carver:
         self.root = nn.Module()
         self.carved = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
+        self.state: dict[str, Tensor] = {}
         self.buffers: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
 
     def stage(self) -> Stage:
@@ -147,19 +148,22 @@ class _Carver:
 
     def _copy(self, node: fx.Node) -> None:
         if node.name in self.weight_names:
-            self.copies[node] = self.carved.get_attr(self._buffer(self.graph.weights[self.weight_names[node.name]]))
+            self.copies[node] = self.carved.get_attr(self._weight(self.weight_names[node.name]))
         elif node.op == "get_attr":
             self.root.add_module(str(node.target), getattr(self.graph.owner, str(node.target)))
             self.copies[node] = self.carved.get_attr(str(node.target))
         else:
             self.copies[node] = self.carved.node_copy(node, self.copies.__getitem__)
 
-    def _buffer(self, weight: Tensor) -> str:
-        """The name under which the stage holds a weight; tied weights are held once."""
+    def _weight(self, name: str) -> str:
+        """The name under which the stage holds a weight; tied weights are held once, changing buffers are its own."""
+        weight = self.graph.weights[name]
+        if name in self.graph.mutated:
+            weight = self.state.setdefault(name, weight.clone())
         key = (weight.data_ptr(), tuple(weight.shape), tuple(weight.stride()))
         if key not in self.buffers or not weight.numel():
             self.buffers[key] = f"weight_{len(self.buffers)}"
-            self.root.register_buffer(self.buffers[key], weight)
+            _hold(self.root, self.buffers[key], weight, weight.requires_grad)
         return self.buffers[key]
 
     def _outputs(self) -> tuple[str, ...]:
@@ -173,7 +177,7 @@ class _Carver:
         written = False
         for buffer, op in self.graph.mutated.items():
             if op in self.ops:
-                held = self.carved.get_attr(self._buffer(self.graph.weights[buffer]))
+                held = self.carved.get_attr(self._weight(buffer))
                 self.carved.call_function(torch.ops.aten.copy_.default, (held, self.copies[self.graph.nodes[op]]))
                 written = True
         return written
@@ -184,20 +188,33 @@ def _expected(graph: Graph, name: str) -> tuple[str, tuple[int | None, ...]]:
     return spec.dtype, tuple(size if isinstance(size, int) else None for size in spec.shape)
 
 
+def _hold(root: nn.Module, name: str, weight: Tensor, trained: bool) -> None:
+    """Give a stage a weight. Some operators, recurrent ones for example, choose their kernel by `requires_grad`."""
+    if trained:
+        root.register_parameter(name, weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight))
+    else:
+        root.register_buffer(name, weight)
+
+
+def held_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A stage's weights by the name under which it holds them."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 # -- the bytes of a stage
 
 
 def dump_stage(stage: Stage) -> bytes:
     """A stage file: a packet of kind STAGE (docs/wire-format.md)."""
-    buffers = dict(stage.module.named_buffers())
+    weights = held_weights(stage.module)
     meta = {
         "torch": torch.__version__.partition("+")[0], "name": stage.name, "layers": stage.layers, "inputs": stage.inputs,
         "sizes": stage.sizes, "outputs": stage.outputs, "layer_of": dict(stage.layer_of), "stateful": stage.stateful,
         "expects": {name: [dtype, list(shape)] for name, (dtype, shape) in stage.expects.items()},
-        "program": _dump_graph(stage.module),
+        "program": _dump_graph(stage.module), "trained": [name for name, weight in weights.items() if weight.requires_grad],
     }
     raw = codecs.get("raw")
-    return Packet(Kind.STAGE, stage.name, tuple(Frame.encode(name, tensor, raw) for name, tensor in buffers.items()), meta=meta).pack()
+    return Packet(Kind.STAGE, stage.name, tuple(Frame.encode(name, tensor, raw) for name, tensor in weights.items()), meta=meta).pack()
 
 
 def load_stage(data: bytes, device: str = "cpu") -> Stage:
@@ -211,7 +228,7 @@ def load_stage(data: bytes, device: str = "cpu") -> Stage:
         raise PlanError(f"a stage file of torch {meta.get('torch')}; this machine has torch {here}: install the same version")
     root = nn.Module()
     for frame in packet.frames:
-        root.register_buffer(frame.name, frame.decode(STAGE_LIMITS, copy=True).to(device))
+        _hold(root, frame.name, frame.decode(STAGE_LIMITS, copy=True).to(device), frame.name in meta["trained"])
     module = _load_graph(root, meta["program"], torch.device(device))
     return Stage(
         meta["name"], tuple(meta["layers"]), module, tuple(meta["inputs"]), tuple(meta["sizes"]), tuple(meta["outputs"]),

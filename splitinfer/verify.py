@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from splitinfer import codecs
 from splitinfer.errors import CutError
 from splitinfer.flops import layer_flops
 from splitinfer.graph import Graph
 from splitinfer.pipeline import Pipeline
 from splitinfer.plans import Plan
-import itertools
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -33,6 +34,8 @@ class Verdict:
     """Largest over all outputs and calls; infinity where shapes, dtypes or NaNs differ."""
     calls: int
     """Calls compared: the sample and fresh inputs."""
+    note: str = ""
+    """A known reason for a difference, and what to do about it."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -40,7 +43,8 @@ class Verdict:
 
     def __str__(self) -> str:
         verdict = "exact: every output equal bit for bit" if self.exact else f"differs by up to {self.max_abs_difference:.3g}"
-        return f"{verdict} ({self.stages} stages, {self.calls} calls)"
+        note = f"\n  {self.note}" if self.note else ""
+        return f"{verdict} ({self.stages} stages, {self.calls} calls){note}"
 
 
 def verify_split(graph: Graph, model: nn.Module, plan: Plan, *, calls: Sequence[Call] | None = None, fresh: int = 2) -> Verdict:
@@ -59,7 +63,7 @@ def verify_split(graph: Graph, model: nn.Module, plan: Plan, *, calls: Sequence[
         got = pytree.tree_leaves(pipeline(*args, **kwargs))
         difference, same = compare(expected, got)
         worst, exact = max(worst, difference), exact and same
-    return Verdict(exact, len(plan.stages), worst, len(chosen))
+    return Verdict(exact, len(plan.stages), worst, len(chosen), "" if exact else _known_reason(model, plan))
 
 
 def verify_all_cuts(graph: Graph, model: nn.Module, *, progress: bool = False) -> Verdict:
@@ -73,7 +77,21 @@ def verify_all_cuts(graph: Graph, model: nn.Module, *, progress: bool = False) -
         plan = Plan.by_hand(graph, [order[: place + 1], order[place + 1 :]])
         verdicts.append(verify_split(graph, model, plan, fresh=0))
     worst = max(verdict.max_abs_difference for verdict in verdicts)
-    return Verdict(all(verdict.exact for verdict in verdicts), 2, worst, sum(verdict.calls for verdict in verdicts))
+    notes = {verdict.note for verdict in verdicts if verdict.note}
+    return Verdict(all(v.exact for v in verdicts), 2, worst, sum(v.calls for v in verdicts), "; ".join(sorted(notes)))
+
+
+def _known_reason(model: nn.Module, plan: Plan) -> str:
+    lossy = sorted({crossing.codec for crossing in plan.crossings} - set(codecs.LOSSLESS))
+    if lossy:
+        return f"the plan sends tensors as {', '.join(lossy)}, which loses bits on purpose"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention):
+            return (
+                f"'{name}' is a {type(module).__name__}, whose eager module takes a fused path without gradients that torch.export "
+                f"does not see; torch.backends.mha.set_fastpath_enabled(False) makes both take the same one"
+            )
+    return ""
 
 
 def compare(expected: Sequence[Any], got: Sequence[Any]) -> tuple[float, bool]:

@@ -1,7 +1,8 @@
 """The encoded tensor: a small fixed header that says what the body is, shared by all codecs (docs/wire-format.md).
 
-A tensor's *layout* travels with it. Two tensors that are equal as numbers but not as strides can make a kernel choose
-another order of summation, and then a split model would differ from the whole one in the last bits.
+A tensor's *layout* travels with it: strides, and where its memory starts within a cache line. Two tensors that are
+equal as numbers but not in these can make a kernel choose another order of summation, and then a split model would
+differ from the whole one in the last bits.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ DTYPES: tuple[torch.dtype, ...] = (
 )
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _MAX_NDIM = 64
-_PREFIX = struct.Struct("<BBBBI")  # codec id, mode, dtype code, number of dimensions, flags
+_PREFIX = struct.Struct("<BBBBBBH")  # codec id, mode, dtype code, number of dimensions, flags, misalignment, reserved
 _STRIDED = 1  # flag: strides follow the shape
+_LINE = 64  # bytes of a cache line, to which torch aligns what it allocates
 _UNSUPPORTED = "is not a dense tensor in memory"
 
 with warnings.catch_warnings():
@@ -69,6 +71,16 @@ class Header:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     """In elements; None means row-major."""
+    misalignment: int = 0
+    """Bytes by which the tensor's memory starts behind a multiple of 64."""
+
+    @staticmethod
+    def of(tensor: Tensor, codec_id: int, mode: int, strides: tuple[int, ...] | None) -> Header:
+        """The header of a tensor whose body was made by :func:`to_body`."""
+        kept = tensor.device.type == "cpu" and tensor.numel() > 0 and (strides is not None or tensor.is_contiguous())
+        start = tensor.data_ptr() % _LINE if kept else 0
+        whole = start - start % tensor.dtype.itemsize  # foreign memory may start anywhere; torch's own starts at an element
+        return Header(codec_id, mode, tensor.dtype, tuple(tensor.shape), strides, whole)
 
     @property
     def count(self) -> int:
@@ -90,7 +102,7 @@ class Header:
         """The header's bytes, padded to ALIGNMENT."""
         numbers = self.shape if self.strides is None else (*self.shape, *self.strides)
         flags = 0 if self.strides is None else _STRIDED
-        head = _PREFIX.pack(self.codec_id, self.mode, _CODES[self.dtype], len(self.shape), flags)
+        head = _PREFIX.pack(self.codec_id, self.mode, _CODES[self.dtype], len(self.shape), flags, self.misalignment, 0)
         return _padded(head + struct.pack(f"<{len(numbers)}Q", *numbers))
 
     @staticmethod
@@ -99,19 +111,22 @@ class Header:
         view = memoryview(data).cast("B")
         if len(view) < _PREFIX.size:
             raise CodecError(f"an encoded tensor has at least {_PREFIX.size} bytes; this has {len(view)}")
-        codec_id, mode, code, ndim, flags = _PREFIX.unpack_from(view)
+        codec_id, mode, code, ndim, flags, misalignment, reserved = _PREFIX.unpack_from(view)
         if code >= len(DTYPES):
             raise CodecError(f"unknown dtype number {code}; this version knows {len(DTYPES)}")
-        if ndim > _MAX_NDIM or flags > _STRIDED:
-            raise CodecError(f"malformed tensor header: {ndim} dimensions, flags {flags}")
+        if ndim > _MAX_NDIM or flags > _STRIDED or reserved or misalignment >= _LINE or misalignment % DTYPES[code].itemsize:
+            raise CodecError(f"malformed tensor header: {ndim} dimensions, flags {flags}, misalignment {misalignment}")
         size = _PREFIX.size + 8 * ndim * (1 + flags)
         padded = -(-size // ALIGNMENT) * ALIGNMENT
         if len(view) < padded:
             raise CodecError(f"truncated tensor header: {len(view)} of {padded} bytes")
         numbers = struct.unpack_from(f"<{ndim * (1 + flags)}Q", view, _PREFIX.size)
-        header = Header(codec_id, mode, DTYPES[code], numbers[:ndim], numbers[ndim:] if flags else None)
-        if max(header.nbytes, header.count * header.dtype.itemsize, max(numbers, default=0)) > limit_nbytes:
-            raise CodecError(f"a tensor of shape {header.shape} needs {header.nbytes} bytes; the limit is {limit_nbytes}")
+        header = Header(codec_id, mode, DTYPES[code], numbers[:ndim], numbers[ndim:] if flags else None, misalignment)
+        # A broadcast tensor counts as large as it looks: whatever reads it writes a result of that size. Zeros count as
+        # ones, so that torch's arithmetic on strides cannot overflow.
+        logical = prod(max(size, 1) for size in header.shape) * header.dtype.itemsize
+        if (needed := max(header.nbytes, logical, *numbers)) > limit_nbytes:
+            raise CodecError(f"a tensor of shape {header.shape} needs {needed} bytes; the limit is {limit_nbytes}")
         if header.strides is not None and not _plain(header.shape, header.strides):
             raise CodecError(f"strides {header.strides} of shape {header.shape} overlap")
         return header, view[padded:]
@@ -159,7 +174,8 @@ def to_body(tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | None, list[int]]:
     if tensor.dtype not in _CODES:
         raise CodecError(f"dtype {dtype_name(tensor.dtype)} has no number on the wire")
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
-    if tensor.is_contiguous() or tensor.numel() == 0 or not _plain(tensor.shape, tensor.stride()):
+    # Not is_contiguous(), which ignores the strides of dimensions of size 1: kernels read the memory format off them.
+    if tensor.stride() == row_major(tensor.shape) or tensor.numel() == 0 or not _plain(tensor.shape, tensor.stride()):
         return tensor.contiguous(), None, list(range(tensor.dim()))
     strides = tensor.stride()
     for axis, stride in enumerate(strides):
@@ -197,7 +213,7 @@ def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, not copied."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    flat = tensor.reshape(-1)
+    flat = tensor.as_strided((tensor.numel(),), (1,))  # a single element may have any stride, and a view needs 1
     return flat.view(torch.uint8).numpy().data.cast("B")
 
 
@@ -248,7 +264,21 @@ class Codec(ABC):
             tensor = from_body(self.body(header, body), header)
         except (RuntimeError, ValueError, OverflowError, struct.error) as error:
             raise CodecError(f"malformed '{self.name}' tensor: {error}") from error
-        return tensor.clone() if copy and tensor.numel() and shares(tensor, body) else tensor
+        return placed(tensor, header.misalignment, copy and shares(tensor, body))
+
+
+def placed(tensor: Tensor, misalignment: int, copy: bool) -> Tensor:
+    """The tensor, copied where it must be or where its memory starts elsewhere within a cache line than it should."""
+    if tensor.numel() == 0 or not (copy or tensor.data_ptr() % _LINE != misalignment):
+        return tensor
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    shift = misalignment // tensor.dtype.itemsize
+    memory = torch.empty(extent + shift, dtype=tensor.dtype)
+    result = memory.as_strided(tensor.shape, tensor.stride(), shift)
+    # A broadcast dimension is written once; writing it again would write the same elements.
+    once = [slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()]
+    result[tuple(once)].copy_(tensor[tuple(once)])
+    return result
 
 
 def shares(tensor: Tensor, data: memoryview) -> bool:

@@ -28,7 +28,7 @@ class Raw(Codec):
 
     def parts(self, tensor: Tensor) -> list[Buffer]:
         body, strides, _ = to_body(tensor)
-        return [Header(self.codec_id, 0, tensor.dtype, tuple(tensor.shape), strides).pack(), as_bytes(body)]
+        return [Header.of(tensor, self.codec_id, 0, strides).pack(), as_bytes(body)]
 
     def body(self, header: Header, data: memoryview) -> Tensor:
         return as_tensor(data, header.dtype, header.count)
@@ -54,7 +54,7 @@ class Zstd(Codec):
             packed = compress(shuffled(data, itemsize) if mode == self._SHUFFLED else data)
             if len(packed) >= len(data):  # the sample was not like the rest
                 mode, packed = self._STORED, data
-        return [Header(self.codec_id, mode, tensor.dtype, tuple(tensor.shape), strides).pack(), packed]
+        return [Header.of(tensor, self.codec_id, mode, strides).pack(), packed]
 
     def _choose(self, data: memoryview, itemsize: int) -> int:
         middle = max(0, len(data) - _SAMPLE_NBYTES) // 2 // itemsize * itemsize

@@ -173,8 +173,10 @@ def _checked_prefix(view: memoryview, limits: Limits) -> tuple[Kind, int]:
     digest.update(view[_START:])
     if digest.intdigest() != _CHECKSUM.unpack_from(view, _PREFIX.size)[0]:
         raise PacketError("checksum mismatch: the packet was damaged on its way")
-    if kind not in _KINDS or reserved or reserved_2:
+    if kind not in _KINDS:
         raise PacketError(f"unknown packet kind {kind}")
+    if reserved or reserved_2:
+        raise PacketError(f"reserved fields hold {reserved} and {reserved_2}; version {VERSION} has zeros there")
     return Kind(kind), header_nbytes
 
 

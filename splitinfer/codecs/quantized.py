@@ -49,7 +49,7 @@ class Fp16(Codec):
             if overflowed.any():  # rare, so the common case pays one pass
                 half = torch.where(overflowed & body.isfinite(), body.clamp(-_FP16_MAX, _FP16_MAX).half(), half)
             body = half
-        return [Header(self.codec_id, mode, tensor.dtype, tuple(tensor.shape), strides).pack(), as_bytes(body)]
+        return [Header.of(tensor, self.codec_id, mode, strides).pack(), as_bytes(body)]
 
     def body(self, header: Header, data: memoryview) -> Tensor:
         if header.mode == self._AS_IS:
@@ -91,7 +91,7 @@ class Int8(Codec):
         mode = self._PACKED
         if len(packed) >= len(data):
             mode, packed = self._STORED, data
-        head = Header(self.codec_id, mode, tensor.dtype, tuple(tensor.shape), strides).pack()
+        head = Header.of(tensor, self.codec_id, mode, strides).pack()
         return [head, as_bytes(scale), as_bytes(zero), packed]
 
     def _quantise(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...] | None] | None:
@@ -108,9 +108,10 @@ class Int8(Codec):
             spread = [-1 if place == axis else 1 for place in order]
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = ((high - low) / _LEVELS).clamp(min=torch.finfo(torch.float32).tiny)
-        if not bool(torch.isfinite(scale).all()):
-            return None
         zero = (-low / scale).round_()
+        ends = torch.cat((-zero * scale, (_LEVELS - zero) * scale))  # the outermost values that the decoder can give
+        if not bool(torch.isfinite(ends.to(tensor.dtype)).all()):
+            return None
         codes = torch.mul(values, (1 / scale).view(spread)) if body is values else values.mul_((1 / scale).view(spread))
         codes = codes.add_(zero.view(spread)).round_().clamp_(0, _LEVELS).to(torch.uint8)
         return codes, scale, zero.to(torch.uint8), strides

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +27,6 @@ from splitinfer.plans import Plan
 from splitinfer.runtime.actor import Rate, Sender, StageActor, StageConfig, call_stage, raised
 from splitinfer.stages import dump_stage
 from splitinfer.tracing import Trace, unpack_spans
-import itertools
 
 _START_TIMEOUT_S = 120.0  # a worker that imports torch needs 3 to 10 s on a busy machine
 
