@@ -2,8 +2,9 @@
 
     python examples/own_partitioner.py
 
-Two naive ideas that people have first are passed as `strategy=`. The planner checks their placements, chooses codecs
-for what crosses and prices them like any other; the exact strategy's certificate says how much they leave on the table.
+Two naive ideas are passed as `strategy=`. The planner asks a strategy once for every choice of tiers (the device alone,
+device and edge, device and cloud, all three, the direct link), checks and prices each placement, choosing the codecs of
+what crosses, and keeps the best. The certificate of the exact plan says how much the ideas leave on the table.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tabulate import tabulate
 
 import splitinfer
 from cluster import Topology
-from partitioners import Problem
+from partitioners import Problem, evaluate
 from splitinfer import demo
 
 HERE = Path(__file__).parent
@@ -32,16 +33,22 @@ def half_and_half(problem: Problem) -> dict[str, str]:
     return _legal(problem, placement)
 
 
-def smallest_tensor(problem: Problem) -> dict[str, str]:
-    """Cut where the fewest raw bytes cross, however much the first tier has to compute for that."""
+def step_by_step(problem: Problem) -> dict[str, str]:
+    """From there, move the border by one op at a time for as long as that is cheaper."""
     order = list(problem.predecessors)
-    place = {name: index for index, name in enumerate(order)}
-    lasts = [(place[t.producer], max(map(place.get, t.consumers)), t.nbytes) for t in problem.tensors if t.consumers]
-    cuts = range(1, len(order) - 1)  # after the input, before the output
-    crossing = {cut: sum(nbytes for born, last, nbytes in lasts if born <= cut < last) for cut in cuts}
-    best = min((cut for cut in cuts if crossing[cut]), key=lambda cut: crossing[cut])
     first, last = problem.tiers[0].name, problem.tiers[-1].name
-    return _legal(problem, {name: first if place[name] <= best else last for name in order})
+
+    def cut(border: int) -> dict[str, str]:
+        return _legal(problem, {name: first if place < border else last for place, name in enumerate(order)})
+
+    def seconds(border: int) -> float:
+        return evaluate(problem, cut(border))[0].latency_s  # the planner's own price, codecs chosen
+
+    border = sum(tier == first for tier in half_and_half(problem).values())
+    for step in (-1, 1):
+        while 1 <= border + step <= len(order) and seconds(border + step) < seconds(border):
+            border += step
+    return cut(border)
 
 
 def _legal(problem: Problem, placement: dict[str, str]) -> dict[str, str]:
@@ -58,7 +65,7 @@ def main() -> None:
     profile = splitinfer.profile(graph, repeats=15)
     exact = splitinfer.plan(profile, topology)
     plans = {"exact": exact}
-    plans |= {idea.__name__: splitinfer.plan(profile, topology, strategy=idea) for idea in (half_and_half, smallest_tensor)}
+    plans |= {idea.__name__: splitinfer.plan(profile, topology, strategy=idea) for idea in (half_and_half, step_by_step)}
     rows = []
     for name, plan in plans.items():
         ms, proof = plan.cost.latency_s * 1e3, plan.certificate

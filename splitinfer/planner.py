@@ -12,6 +12,7 @@ from itertools import combinations, pairwise
 
 import partitioners as p
 from cluster.topology import LinkSpec, Topology
+from cluster.units import format_bytes
 from splitinfer.errors import PlanError
 from splitinfer.plans import Candidate, Cost, Crossing, Plan, PlannedStage
 from splitinfer.profiles import Profile, TensorProfile, TierTimes
@@ -70,12 +71,14 @@ def plan(
             dropped.append(too_big)
         else:
             solved.append((model, solution))
+    rivals = _rivals(profile, topology, times, codecs)
+    if dropped:  # the best plan does not fit, but a plainer one may
+        solved += [pair for pair in rivals.values() if _fits(profile, topology, *pair)]  # type: ignore[misc]
     if not solved:
-        raise PlanError(f"no plan fits: {dropped[0]}")
+        raise PlanError(f"no plan fits: {dropped[0]}. Raise the memory of that tier, or add one.")
     model, best = min(solved, key=lambda item: item[1].cost.latency_s)
     bounds = [solution.certificate.bound for _, solution in solved]
-    rivals = _rivals(profile, topology, times, codecs).items()
-    baselines = tuple(_candidate(name, solution, rival, topology) for name, (rival, solution) in rivals)
+    baselines = tuple(_candidate(name, solution, rival, topology) for name, (rival, solution) in rivals.items())
     return replace(_as_plan(model, best, objective, _certificate(best, bounds, dropped)), baselines=baselines)
 
 
@@ -255,8 +258,12 @@ def _over_memory(profile: Profile, topology: Topology, tier_of: Mapping[str, str
     for tier in topology.tiers:
         needed = sum(layer.weight_nbytes for layer in profile.layers if tier_of[layer.name] == tier.name)
         if tier.memory_bytes is not None and needed > tier.memory_bytes:
-            return f"{needed / 1e6:.1f} MB of weights on '{tier.name}', which allows {tier.memory_bytes / 1e6:.1f} MB"
+            return f"{format_bytes(needed)} of weights on '{tier.name}', which allows {format_bytes(tier.memory_bytes)}"
     return ""
+
+
+def _fits(profile: Profile, topology: Topology, model: _Model, solution: p.Solution | p.Infeasible) -> bool:
+    return isinstance(solution, p.Solution) and not _over_memory(profile, topology, model.tier_of(solution))
 
 
 def _certificate(best: p.Solution, bounds: Sequence[float | None], dropped: Sequence[str]) -> dict[str, object]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgpack
 import psutil
+import ray
 import torch
 from ray.exceptions import RayError
 
@@ -102,7 +103,7 @@ class StageActor:
     def info(self) -> dict[str, Any]:
         """Process, threads and memory; `links` says whether the paced links kept their rate."""
         return {
-            "pid": os.getpid(), "tier": self.config.tier, "threads": torch.get_num_threads(), "stage": self.runner.stage.name,
+            "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id(), "tier": self.config.tier, "threads": torch.get_num_threads(), "stage": self.runner.stage.name,
             "weight_nbytes": self.runner.stage.weight_nbytes, "empty_rss_nbytes": self.empty_rss,
             "rss_nbytes": psutil.Process().memory_info().rss, "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
         }

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 
 from cluster.launch import TIER_LABEL, LocalCluster
 from cluster.topology import TierSpec, Topology
+from cluster.units import format_bytes
 from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import DeployError, PlanError
 from splitinfer.graph import Graph
@@ -62,8 +63,8 @@ class RayPipeline(Pipeline):
         for tier, stage in zip(tiers, self.stages, strict=True):
             if tier.memory_bytes is not None and stage.weight_nbytes > tier.memory_bytes:
                 raise DeployError(
-                    f"stage '{stage.name}' holds {stage.weight_nbytes / 1e6:.1f} MB of weights; '{tier.name}' allows "
-                    f"{tier.memory_bytes / 1e6:.1f} MB. Plan again, or raise memory of tier '{tier.name}'."
+                    f"stage '{stage.name}' holds {format_bytes(stage.weight_nbytes)} of weights; '{tier.name}' allows "
+                    f"{format_bytes(tier.memory_bytes)}. Plan again, or raise memory of tier '{tier.name}'."
                 )
         self.configs = self._configs(tiers)
         self.actors: list[Any] = []

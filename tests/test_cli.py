@@ -1,0 +1,162 @@
+"""The command line: JSON for programs, one line and exit code 2 for bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from splitinfer import zoo
+from splitinfer.cli import main
+
+CLUSTER = """
+version: 1
+tiers: [{name: device, compute: {factor: 4}}, {name: cloud, compute: measured}]
+links: [{between: [device, cloud], up: 10 Mbps, latency: 1 ms}]
+"""
+
+
+@pytest.fixture
+def cluster_yaml(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(CLUSTER)
+    return str(path)
+
+
+def call(capsys, *arguments):
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refused(capsys, *arguments):
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1, err
+    return err
+
+
+class TestVerify:
+    def test_stages(self, capsys):
+        code, out, _ = call(capsys, "verify", "splitinfer.zoo:two_inputs_tied", "--stages", "4", "--json")
+        verdict = json.loads(out)
+        assert code == 0
+        assert (verdict["exact"], verdict["stages"], verdict["max_abs_difference"]) == (True, 4, 0.0)
+
+    def test_dynamic_batch(self, capsys):
+        code, out, _ = call(capsys, "verify", "splitinfer.zoo:digits", "--dynamic-batch")
+        assert code == 0
+        assert out == "exact: every output equal bit for bit (2 stages, 3 calls)\n"
+
+    def test_all_cuts(self, capsys):
+        code, out, _ = call(capsys, "verify", "splitinfer.zoo:digits", "--all-cuts", "--json")
+        assert code == 0
+        assert json.loads(out)["calls"] == 14
+
+    def test_a_lossy_plan_is_not_exact_and_says_why(self, capsys, tmp_path):
+        from splitinfer import Plan, capture
+
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        order = list(graph.layers)
+        Plan.by_hand(graph, [order[:4], order[4:]], codecs={name: "int8" for name in graph.tensors}).save(tmp_path / "plan.json")
+        code, out, _ = call(capsys, "verify", "splitinfer.zoo:digits", "--plan", str(tmp_path / "plan.json"), "--json")
+        verdict = json.loads(out)
+        assert code == 1
+        assert not verdict["exact"]
+        assert 0 < verdict["max_abs_difference"] < 0.1
+        assert "int8, which loses bits on purpose" in verdict["note"]
+
+    def test_too_many_stages(self, capsys):
+        assert "at most 5 stages with work in each; asked for 9" in refused(capsys, "verify", "splitinfer.zoo:digits", "--stages", "9")
+
+    def test_from_a_file_in_a_fresh_process(self, tmp_path):
+        (tmp_path / "my_model.py").write_text(
+            "import torch\ndef make():\n    m = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))\n"
+            "    return m.eval(), (torch.randn(3, 4),), {}\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-m", "splitinfer", "verify", f"{tmp_path}/my_model.py:make", "--json"], capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["exact"] is True
+
+
+class TestProfileAndPlan:
+    def test_profile_then_plan_without_the_model(self, capsys, tmp_path, cluster_yaml):
+        code, out, _ = call(capsys, "profile", "splitinfer.zoo:digits", "-o", str(tmp_path / "profile.json"))
+        assert code == 0
+        assert "DigitsCNN: 15 layers" in out
+        code, out, _ = call(capsys, "plan", "--profile", str(tmp_path / "profile.json"), "--topology", cluster_yaml,
+                            "--codecs", "raw,zstd,fp16,int8", "-o", str(tmp_path / "plan.json"), "--json")  # fmt: skip
+        assert code == 0
+        made = json.loads(out)
+        assert made["version"] == 1
+        assert made["certificate"]["status"] == "optimal"
+        assert json.loads((tmp_path / "plan.json").read_text()) == made
+        assert sum(len(stage["layers"]) for stage in made["stages"]) == 15
+        code, out, _ = call(capsys, "plan", "--profile", str(tmp_path / "profile.json"), "--topology", cluster_yaml)
+        assert "device only" in out
+        assert "cloud only" in out
+
+    def test_profile_json(self, capsys):
+        code, out, _ = call(capsys, "profile", "splitinfer.zoo:digits", "--json")
+        data = json.loads(out)
+        assert code == 0
+        first = data["layers"][0]
+        assert (first["name"], first["flops"], first["weight_nbytes"]) == ("features.0", 2 * 64 * 32 * 9, 1280)
+        assert set(data["tensors"][0]["sent_nbytes"]) == {"raw", "zstd", "fp16", "int8"}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["verify", "nomodule:make"], "cannot import 'nomodule'"),
+            (["verify", "nofile.py:make"], "no file nofile.py"),
+            (["verify", "splitinfer.zoo"], "MODEL is package.module:factory"),
+            (["verify", "splitinfer.zoo:missing"], "has no factory 'missing'; it has"),
+            (["verify", "os:getcwd"], r"must return (module, args tuple, kwargs dict); got str"),
+            (["verify", "model.pt2"], "can run any code that is in it"),
+            (["verify", "splitinfer.zoo:digits", "--plan", "none.json"], "cannot read the plan none.json"),
+            (["plan", "splitinfer.zoo:digits", "--topology", "none.yaml"], "none.yaml"),
+            (["profile", "splitinfer.zoo:digits", "-o", "/proc/none/profile.json"], "cannot write /proc/none/profile.json"),
+        ],
+    )
+    def test_bad_input(self, capsys, arguments, message):
+        assert message in refused(capsys, *arguments)
+
+    def test_topology_errors_carry_line_and_key(self, capsys, tmp_path):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(CLUSTER.replace("10 Mbps", "fast"))
+        message = refused(capsys, "plan", "splitinfer.zoo:digits", "--topology", str(path))
+        assert ":4: links[0].up" in message
+        assert "'fast'" in message
+
+    def test_plan_without_model_or_profile(self, capsys, cluster_yaml):
+        assert "name a MODEL to measure, or give --profile" in refused(capsys, "plan", "--topology", cluster_yaml)
+
+    def test_debug_shows_the_trace(self):
+        from splitinfer.errors import UsageError
+
+        with pytest.raises(UsageError):
+            main(["verify", "nomodule:make", "--debug"])
+
+    def test_a_plan_of_another_model(self, capsys, tmp_path):
+        from splitinfer import Plan, capture
+
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        Plan.by_hand(graph, [list(graph.layers)]).save(tmp_path / "plan.json")
+        message = refused(capsys, "verify", "splitinfer.zoo:lstm", "--plan", str(tmp_path / "plan.json"))
+        assert "the plan was made for DigitsCNN" in message
+
+    def test_trusted_program_file(self, capsys, tmp_path):
+        model, args, _ = zoo.digits()
+        path = tmp_path / "model.pt2"
+        torch.export.save(torch.export.export(model, args), path)
+        code, out, err = call(capsys, "verify", str(path), "--trust-code", "--json")
+        assert code == 0, err
+        assert json.loads(out)["exact"] is True
