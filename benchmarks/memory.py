@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from tabulate import tabulate
 
@@ -39,7 +40,7 @@ class Row:
 
 
 def topology() -> Topology:
-    links = tuple(LinkSpec(pair, 1e12, 1e12, 0.0) for pair in zip(TIERS, TIERS[1:], strict=False))
+    links = tuple(LinkSpec(pair, 1e12, 1e12, 0.0) for pair in pairwise(TIERS))
     return Topology(tuple(TierSpec(name, Compute()) for name in TIERS), links)
 
 
@@ -61,12 +62,16 @@ def measure(name: str, requests: int, cluster: LocalCluster) -> list[Row]:
 
 def table(rows: list[Row], requests: int) -> str:
     body = [
-        [row.model, row.stage, *(f"{nbytes / 1e6:.1f}" for nbytes in (row.empty_nbytes, row.weight_nbytes, row.started_nbytes, row.served_nbytes)),
+        [row.model, row.stage, _mb(row.empty_nbytes), _mb(row.weight_nbytes), _mb(row.started_nbytes), _mb(row.served_nbytes),
          f"{row.started_nbytes / row.weight_nbytes:.2f}", f"{row.served_nbytes / row.weight_nbytes:.2f}"]
         for row in rows
     ]  # fmt: skip
     head = ["model", "stage", "empty MB", "weights MB", "above empty MB", f"after {requests} requests MB", "ratio", "ratio after"]
     return tabulate(body, head, disable_numparse=True, colalign=("left", "left", *["right"] * 6))
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f}"
 
 
 def main() -> None:

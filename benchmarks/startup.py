@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from tabulate import tabulate
@@ -63,10 +64,8 @@ def planning(rounds: int) -> dict[str, float]:
         read = [timed(lambda: splitinfer.Profile.load(path)) for _ in range(rounds)]
         profile = splitinfer.Profile.load(path)
     solve = [timed(lambda: splitinfer.plan(profile, topology, codecs=profile.codecs)) for _ in range(rounds)]
-    return {
-        "reading the profile": statistics.median(read),
-        f"splitinfer.plan: {len(topology.tiers)} tiers, {len(profile.codecs)} codecs, {len(profile.layers)} layers": statistics.median(solve),
-    }
+    what = f"{len(topology.tiers)} tiers, {len(profile.codecs)} codecs, {len(profile.layers)} layers"
+    return {"reading the profile": statistics.median(read), f"splitinfer.plan: {what}": statistics.median(solve)}
 
 
 def deploying(rounds: int) -> dict[str, float]:
@@ -78,7 +77,7 @@ def deploying(rounds: int) -> dict[str, float]:
 
     model, args, kwargs = splitinfer.zoo.resnet50()
     graph = splitinfer.capture(model, args, kwargs)
-    links = tuple(LinkSpec(pair, 1e12, 1e12, 0.0) for pair in zip(TIERS, TIERS[1:], strict=False))
+    links = tuple(LinkSpec(pair, 1e12, 1e12, 0.0) for pair in pairwise(TIERS))
     topology = Topology(tuple(TierSpec(name, Compute()) for name in TIERS), links)
     plan = Plan.by_hand(graph, balanced_stages(graph, len(TIERS)), TIERS)
     started, answered, cold = [], [], []

@@ -9,6 +9,7 @@ that would cross the network.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [3, 16, 32, 64, 128, 256, 512]
-        self.blocks = nn.Sequential(*(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(Block(a, b) for a, b in pairwise(widths)))
         self.scores = nn.Linear(512, 20)
         self.box = nn.Linear(512, 4)
 
