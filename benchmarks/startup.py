@@ -5,8 +5,8 @@
 Imports and helps are fresh processes that take turns; the figure is the median of their wall times, interpreter and all.
 The target for the help is at most 8 times a process that imports argparse, json and dataclasses. Planning is the time
 inside this process from a saved profile of ResNet-50: reading the file, and `splitinfer.plan` over three tiers and four
-codecs. Deploying is three stages of ResNet-50 from `deploy` to the first answer, on a cluster that runs already and with
-the start of one.
+codecs. Deploying is three stages of ResNet-50 from `deploy` until the stages are ready, on a cluster that runs already and
+with the start of one; the first request is listed apart.
 """
 
 from __future__ import annotations

@@ -6,45 +6,21 @@ line of each key; people's keys and units to fields and SI numbers; `from_dict`,
 
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster import units
 from cluster.errors import TopologyError, not_one_of, under
 from cluster.presets import link_preset, machine_preset
+from cluster.reader import LARGEST_FILE, WRITTEN, known, listed, mapping, place, plain_yaml, with_si_units
 
 VERSION = 1
-_LARGEST_FILE = 2**20  # a topology takes a few KiB; more is a mistake, or an attack on the parser
-_MOST_VALUES = 100_000  # aliases let a small text stand for a large one
-_DEEPEST = 10  # the format nests four levels; an alias inside its own anchor nests without end
 # What Ray accepts as a label. It also keeps selector syntax such as "!gpu" out; names of tiers obey it too.
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps", re.ASCII)
-
-# Key as people write it -> (field, parser of its unit).
-_Keys = Mapping[str, tuple[str, Callable[[str | float], float] | None]]
-_TIER_KEYS: _Keys = {
-    **{key: (key, None) for key in ("name", "compute", "device", "threads", "node")},
-    "memory": ("memory_bytes", units.parse_size),
-    "power": ("watts", units.parse_power),
-    "price": ("price_per_s", units.parse_price),
-}
-_DIRECT_KEYS: _Keys = {
-    **{key: (key, None) for key in ("preset", "source")},
-    "up": ("up_bytes_per_s", units.parse_bandwidth),
-    "down": ("down_bytes_per_s", units.parse_bandwidth),
-    "latency": ("latency_s", units.parse_duration),
-    "energy": ("joules_per_byte", units.parse_energy_per_byte),
-    "price": ("price_per_byte", units.parse_price_per_byte),
-}
-_LINK_KEYS: _Keys = {"between": ("between", None), **_DIRECT_KEYS}
-_WRITTEN = {name: key for table in (_TIER_KEYS, _LINK_KEYS) for key, (name, _) in table.items()}
-
 
 @dataclass(frozen=True)
 class Compute:
@@ -85,7 +61,7 @@ class Compute:
             return cls()
         if not isinstance(data, Mapping) or not data:
             raise TopologyError(f"{data!r:.80} is no way to compute; write measured, {{factor: 8}} or {{preset: name}}")
-        return cls(**_known(data, ("factor", "preset")))
+        return cls(**known(data, ("factor", "preset")))
 
 
 @dataclass(frozen=True)
@@ -131,7 +107,7 @@ class TierSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "TierSpec":
         """Inverse of `dataclasses.asdict`, with `compute` as `Compute.to_dict` writes it; raises TopologyError."""
-        given = _known(data, [each.name for each in fields(cls)], required=("name", "compute"))
+        given = known(data, [each.name for each in fields(cls)], required=("name", "compute"))
         with under("compute"):
             compute = Compute.from_dict(given["compute"])
         return cls(**given | {"compute": compute})
@@ -178,14 +154,14 @@ class LinkSpec:
 
         `down_bytes_per_s` defaults to `up_bytes_per_s`, `latency_s` must be given where there is no preset.
         """
-        given = _known(data, [each.name for each in fields(cls)], required=("between",))
+        given = known(data, [each.name for each in fields(cls)], required=("between",))
         if given.get("preset") is not None:
             with under("preset"):
                 preset = link_preset(_text(given["preset"]))
             filled = {"up_bytes_per_s": preset.up_bytes_per_s, "latency_s": preset.latency_s}
             if preset.down_bytes_per_s is not None:
                 filled["down_bytes_per_s"] = preset.down_bytes_per_s
-            changed = [_WRITTEN[name] for name in ("up_bytes_per_s", "down_bytes_per_s", "latency_s") if name in given]
+            changed = [WRITTEN[name] for name in ("up_bytes_per_s", "down_bytes_per_s", "latency_s") if name in given]
             source = preset.source + ("; overridden: " + ", ".join(changed) if changed else "")
             given = {"source": source} | filled | given
         for name, example in (("up_bytes_per_s", "5.85 Mbps, or a preset"), ("latency_s", "20 ms (one way)")):
@@ -225,7 +201,7 @@ class Topology:
         """Topology of a YAML file; raises TopologyError, with file and line, for all that is wrong with it."""
         try:
             with Path(path).open("rb") as stream:
-                text = stream.read(_LARGEST_FILE + 1).decode()
+                text = stream.read(LARGEST_FILE + 1).decode()
         except OSError as error:
             raise TopologyError(f"cannot be read: {error.strerror}", file=str(path)) from error
         except UnicodeDecodeError as error:
@@ -237,9 +213,9 @@ class Topology:
         """Topology of a YAML text; `name` stands for the file in a TopologyError."""
         lines: dict[str, int] = {}
         try:
-            return cls.from_dict(_with_si_units(_plain_yaml(text, lines)))
+            return cls.from_dict(with_si_units(plain_yaml(text, lines)))
         except TopologyError as error:
-            key, line = _place(error.key, lines)
+            key, line = place(error.key, lines)
             raise TopologyError(error.problem, key=key, file=name, line=error.line or line) from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -252,21 +228,21 @@ class Topology:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Topology":
         """Inverse of `to_dict`; raises TopologyError."""
-        given = _known(data, ("version", "tiers", "links", "direct"), required=("version", "tiers"))
+        given = known(data, ("version", "tiers", "links", "direct"), required=("version", "tiers"))
         if type(given["version"]) is not int or given["version"] != VERSION:
             raise TopologyError(f"{given['version']!r:.80} is not known; this release reads {VERSION}", key="version")
         tiers, links = [], []
-        for i, tier in enumerate(_list(given, "tiers")):
+        for i, tier in enumerate(listed(given, "tiers")):
             with under(f"tiers[{i}]"):
                 tiers.append(TierSpec.from_dict(tier))
-        for i, link in enumerate(_list(given, "links")):
+        for i, link in enumerate(listed(given, "links")):
             with under(f"links[{i}]"):
                 links.append(LinkSpec.from_dict(link))
         direct = None
         if given.get("direct") is not None and tiers:
             with under("direct"):
                 ends = [tiers[0].name, tiers[-1].name]
-                direct = LinkSpec.from_dict({"between": ends} | _mapping(given["direct"]))
+                direct = LinkSpec.from_dict({"between": ends} | mapping(given["direct"]))
         return cls(tuple(tiers), tuple(links), direct)
 
     def __str__(self) -> str:
@@ -350,30 +326,6 @@ def _sorted_links(names: list[str], links: tuple[LinkSpec, ...]) -> tuple[LinkSp
     return tuple(links[found[pair]] for pair in pairs)
 
 
-def _mapping(data: object) -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        raise TopologyError(f"{data!r:.80} is not a mapping; write keys and values")
-    return dict(data)
-
-
-def _list(data: Mapping[str, Any], key: str) -> list[Any]:
-    value = data.get(key, [])
-    if not isinstance(value, list | tuple):
-        raise TopologyError(f"{value!r:.80} is not a list; begin each entry with '- '", key=key)
-    return list(value)
-
-
-def _known(data: object, keys: Collection[str], required: Collection[str] = ()) -> dict[str, Any]:
-    given = _mapping(data)
-    for key in given:
-        if key not in keys:
-            raise TopologyError(not_one_of(key, keys, "key"), key=str(key))
-    for key in required:
-        if key not in given:
-            raise TopologyError("is missing", key=key)
-    return given
-
-
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TopologyError(f"{value!r:.80} is not a text; write it in quotes")
@@ -395,85 +347,3 @@ def _check_number(value: object, key: str, *, positive: bool = False, whole: boo
 
 def _shown(quantity: units.Quantity, value: float | None) -> str:
     return "-" if value is None else quantity.format(value)
-
-
-# Reading the text: YAML to plain values, people's keys and units to fields and SI numbers.
-
-
-def _plain_yaml(text: str, lines: dict[str, int]) -> object:
-    """Plain values of a YAML text; `lines` receives the line of every key path. Raises TopologyError."""
-    if len(text.encode(errors="replace")) > _LARGEST_FILE:
-        raise TopologyError(f"is larger than {units.format_bytes(_LARGEST_FILE)}; is this a cluster.yaml?")
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise TopologyError(f"is not YAML: {problem}", line=mark.line + 1 if mark else None) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise TopologyError(f"is not YAML: {str(error).splitlines()[0]}") from None
-    if root is None:
-        raise TopologyError("is empty; begin with version: 1 and tiers")
-    return _plain(root, "", lines, 0)
-
-
-def _plain(node: yaml.Node, key: str, lines: dict[str, int], depth: int) -> object:
-    line = node.start_mark.line + 1
-    lines.setdefault(key, line)
-    if depth > _DEEPEST or len(lines) > _MOST_VALUES:
-        raise TopologyError("nests too deeply or repeats aliases too often; write it out", key=key, line=line)
-    kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_plain(entry, f"{key}[{i}]", lines, depth + 1) for i, entry in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode) and kind == "map":
-        found: dict[str, object] = {}
-        for key_node, value in node.value:
-            line, name = key_node.start_mark.line + 1, key_node.value
-            if not isinstance(key_node, yaml.ScalarNode) or name == "<<":
-                raise TopologyError("a key is a plain word; merge keys (<<) are not read", key=key, line=line)
-            path = f"{key}.{name}" if key else name
-            if name in found:
-                raise TopologyError(f"is given twice, first on line {lines[path]}; keep one", key=path, line=line)
-            lines[path] = line
-            found[name] = _plain(value, path, lines, depth + 1)
-        return found
-    if isinstance(node, yaml.ScalarNode) and kind in ("str", "timestamp"):
-        return node.value
-    if isinstance(node, yaml.ScalarNode) and kind in ("int", "float", "bool", "null"):
-        try:
-            return yaml.constructor.SafeConstructor().construct_object(node)
-        except (ValueError, KeyError):  # an explicit tag on a text that is none ("!!int x"), or too many digits
-            return node.value
-    raise TopologyError(f"has the tag {node.tag!r}; tags are not read, remove it", key=key, line=line)
-
-
-def _with_si_units(data: object) -> dict[str, Any]:
-    given = _known(data, ("version", "tiers", "links", "direct"))
-    for key, table in (("tiers", _TIER_KEYS), ("links", _LINK_KEYS)):
-        if key in given:
-            entries = _list(given, key)
-            given[key] = [_si(entry, table, f"{key}[{i}]") for i, entry in enumerate(entries)]
-    if given.get("direct") is not None:
-        given["direct"] = _si(given["direct"], _DIRECT_KEYS, "direct")
-    return given
-
-
-def _si(data: object, table: _Keys, key: str) -> dict[str, Any]:
-    with under(key):
-        fields_of: dict[str, Any] = {}
-        for name, value in _known(data, table).items():
-            field_name, parse = table[name]
-            with under(name):
-                fields_of[field_name] = parse(value) if parse else value
-        return fields_of
-
-
-def _place(key: str, lines: Mapping[str, int]) -> tuple[str, int | None]:
-    """A key path as it is written in the text, and the line of the nearest part of it that is there."""
-    head, dot, last = key.rpartition(".")
-    if key not in lines:
-        key = f"{head}{dot}{_WRITTEN.get(last, last)}"
-    there = key
-    while there and there not in lines:
-        there = re.sub(r"(^|\.)[^.\[\]]*$|\[\d+\]$", "", there)
-    return key, lines.get(there)

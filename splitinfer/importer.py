@@ -1,16 +1,8 @@
-"""``nn.Module`` + sample call -> :class:`~splitinfer.graph.Graph`, by ``torch.export``; the model is not edited.
-
-The exported program is made functional (``run_decompositions({})``), so that writing in place, also through a view,
-becomes a plain data dependency. On every family of the zoo the result equals the eager module bit for bit.
-"""
+"""``nn.Module`` + sample call -> :class:`~splitinfer.graph.Graph`; the model is not edited."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,6 +15,8 @@ from torch.utils import _pytree as pytree
 from splitinfer.codecs.block import dtype_name
 from splitinfer.errors import CaptureError
 from splitinfer.graph import INPUT, Graph, InputLeaf, Layer, OutputLeaf, TensorSpec, Together, weights_nbytes
+from splitinfer.operators import Run, is_getitem, is_random, layer_names, module_path
+from splitinfer.program import batch_shapes, functional_program
 from splitinfer.sizes import SYMBOLIC, evaluate
 
 _MUTATIONS = {OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION}
@@ -50,8 +44,8 @@ def capture(
     if isinstance(dynamic_shapes, str):
         if dynamic_shapes != "batch":
             raise CaptureError(f"dynamic_shapes is 'batch' or what torch.export takes; got '{dynamic_shapes}'")
-        dynamic_shapes = _batch_shapes(args, kwargs)
-    program = _export(model, args, kwargs, dynamic_shapes)
+        dynamic_shapes = batch_shapes(args, kwargs)
+    program = functional_program(model, args, kwargs, dynamic_shapes)
     return _Importer(model, program, (args, kwargs)).graph(granularity)
 
 
@@ -59,113 +53,6 @@ def _refuse_training(model: nn.Module) -> None:
     names = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if names:
         raise CaptureError(f"the model is in training mode ({', '.join(names[:3])}{', ...' if names[3:] else ''}); call model.eval()")
-
-
-def _batch_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Every tensor's first dimension varies, one size for all."""
-    batch = torch.export.Dim("batch", min=1)
-
-    def spec(leaf: object) -> object:
-        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None
-
-    return (*pytree.tree_map(spec, args), *pytree.tree_map(spec, dict(kwargs)).values())
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> torch.export.ExportedProgram:
-    """The functional program. Dimensions of size 1 are doubled for tracing where they may vary: torch fixes a 1."""
-    traced_args, traced_kwargs = _widened(args, kwargs, dynamic_shapes)
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.export.export(
-                model, traced_args, traced_kwargs, dynamic_shapes=dynamic_shapes, strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-            functional: torch.export.ExportedProgram = program.run_decompositions({})
-            return functional
-    except Exception as error:  # torch raises many types here; each becomes one CaptureError
-        raise _explained(model, args, kwargs, error) from error
-
-
-def _widened(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The sample with its batch doubled where dimension 0 is dynamic and 1 for every tensor that has it."""
-    if not isinstance(dynamic_shapes, tuple):
-        return args, kwargs
-
-    def widen(leaf: object, spec: object) -> object:
-        if isinstance(leaf, Tensor) and isinstance(spec, dict) and 0 in spec and leaf.shape[0] == 1:
-            return torch.cat([leaf, leaf])
-        return leaf
-
-    values = [*args, *kwargs.values()]
-    wide = [
-        pytree.tree_map(widen, value, spec) if isinstance(value, Tensor) else _widen_nested(widen, value, spec)
-        for value, spec in zip(values, dynamic_shapes, strict=True)
-    ]
-    return tuple(wide[: len(args)]), dict(zip(kwargs, wide[len(args) :], strict=True))
-
-
-def _widen_nested(widen: Any, value: Any, spec: Any) -> Any:
-    leaves, tree = pytree.tree_flatten(value)
-    specs = pytree.tree_leaves(spec, is_leaf=lambda node: node is None or (isinstance(node, dict) and 0 in node))
-    if len(specs) != len(leaves):
-        return value
-    return pytree.tree_unflatten([widen(leaf, one) for leaf, one in zip(leaves, specs, strict=True)], tree)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing warns about its own internals; a user can do nothing about it."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _explained(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> CaptureError:
-    """The error with the module that it came from, and what works instead."""
-    path = _failing_module(model, error)
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as own:
-        return CaptureError(f"the model does not take its own sample: {_first_line(own)} (in module '{_failing_module(model, own)}')")
-    kind = type(error).__name__
-    if "DataDependent" in kind or "data-dependent" in str(error):
-        advice = "its control flow depends on the values of a tensor; use torch.where or torch.cond there"
-    elif "dynamic" in str(error).lower() or "Constraint" in kind:
-        advice = "the dynamic dimensions do not fit the model; capture one static graph per shape instead"
-    else:
-        advice = "torch.export refuses it; move the unsupported part out of forward, or capture the submodules around it"
-    return CaptureError(f"module '{path}' cannot be captured: {_first_line(error)}\n  What to try: {advice}.")
-
-
-def _failing_module(model: nn.Module, error: BaseException) -> str:
-    """Path of the innermost module of the model on the error's stack."""
-    names = {id(module): name for name, module in model.named_modules()}
-    found, trace = "", error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        found = names.get(id(owner), found) or found
-        trace = trace.tb_next
-    return found or type(model).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-@dataclass
-class _Run:
-    """Consecutive operators of one module call."""
-
-    module: str
-    nodes: list[fx.Node] = field(default_factory=list)
 
 
 class _Importer:
@@ -186,7 +73,7 @@ class _Importer:
     def graph(self, granularity: str) -> Graph:
         self._refuse_random()
         runs = self._runs(granularity)
-        names = _layer_names(runs, granularity)
+        names = layer_names(runs, granularity)
         weights = self._weights()
         layers = {name: self._layer(name, run, weights) for name, run in zip(names, runs, strict=True)}
         layer_of = {op: layer.name for layer in layers.values() for op in layer.ops}
@@ -278,26 +165,26 @@ class _Importer:
 
     def _refuse_random(self) -> None:
         for node in self.program.graph.nodes:
-            if node in self.live and _is_random(node):
+            if node in self.live and is_random(node):
                 raise CaptureError(
-                    f"module '{_module_path(node)[0] or type(self.model).__name__}' uses the random operator {node.target}; "
+                    f"module '{module_path(node)[0] or type(self.model).__name__}' uses the random operator {node.target}; "
                     f"its answers could not be compared. Pass the noise as an input, or make it conditional on self.training."
                 )
 
     # -- layers
 
-    def _runs(self, granularity: str) -> list[_Run]:
-        runs: list[_Run] = []
-        run_of: dict[fx.Node, _Run] = {}
+    def _runs(self, granularity: str) -> list[Run]:
+        runs: list[Run] = []
+        run_of: dict[fx.Node, Run] = {}
         last: object = None
         for node in self._compute_nodes():
             parent = node.all_input_nodes[0] if node.all_input_nodes else None
-            if _is_getitem(node) and parent in run_of:  # a part of a tuple stays with its operator
+            if is_getitem(node) and parent in run_of:  # a part of a tuple stays with its operator
                 run = run_of[parent]
             else:
-                path, call = _module_path(node)
+                path, call = module_path(node)
                 if granularity == "op" or call != last:
-                    runs.append(_Run(path))
+                    runs.append(Run(path))
                 run, last = runs[-1], call
             run.nodes.append(node)
             run_of[node] = run
@@ -305,7 +192,7 @@ class _Importer:
             raise CaptureError("the model computes nothing from its inputs")
         return runs
 
-    def _layer(self, name: str, run: _Run, weights: Mapping[str, Tensor]) -> Layer:
+    def _layer(self, name: str, run: Run, weights: Mapping[str, Tensor]) -> Layer:
         found: dict[str, None] = {}
         pending = list(run.nodes)
         seen: set[fx.Node] = set()
@@ -455,63 +342,6 @@ def _symbols(program: torch.export.ExportedProgram) -> set[str]:
 def _bounds(limits: Any) -> tuple[int, int]:
     largest = 1 << 62
     return int(limits.lower), int(limits.upper) if limits.upper < largest else largest
-
-
-def _is_getitem(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") == "getitem"
-
-
-def _is_random(node: fx.Node) -> bool:
-    """Whether an operator draws random numbers at this call: attention and recurrent layers only with dropout on."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
-        return False
-    given = dict(zip((argument.name for argument in target._schema.arguments), node.args, strict=False)) | node.kwargs
-    if "dropout_p" in given or "attention" in target._opname:
-        return bool(given.get("dropout_p", 0.0))
-    if "train" in given:
-        return bool(given["train"])
-    return True
-
-
-def _module_path(node: fx.Node) -> tuple[str, str]:
-    """Path of the innermost module that made the operator, and a key that differs between its calls."""
-    stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return "", ""
-    key, (path, _) = list(stack.items())[-1]
-    return path.partition("@")[0], str(key)
-
-
-def _op_name(node: fx.Node) -> str:
-    target = node.target
-    name = target._schema.name.partition("::")[2] if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
-    return str(name).lstrip("_")
-
-
-_VIEWS = {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "getitem", "slice", "select", "clone", "to", "t",
-          "contiguous", "alias", "detach", "split", "chunk"}
-
-
-def _layer_names(runs: list[_Run], granularity: str) -> list[str]:
-    """The module's path; behind it the telling operator where the module has children or is the root."""
-    paths = {run.module for run in runs}
-    parents = {path.rpartition(".")[0] for path in paths} | {""}
-    for path in paths:
-        while path:
-            path = path.rpartition(".")[0]
-            parents.add(path)
-    names: list[str] = []
-    counts: dict[str, int] = {}
-    for run in runs:
-        name = run.module
-        if granularity == "op" or name in parents:
-            telling = [node for node in run.nodes if _op_name(node) not in _VIEWS] or run.nodes
-            op = run.nodes[0].name if granularity == "op" else _op_name(telling[-1])
-            name = f"{name}.{op}" if name else op
-        counts[name] = counts.get(name, 0) + 1
-        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
-    return names
 
 
 def _convex(dag: nx.DiGraph, members: set[str]) -> frozenset[str]:

@@ -53,7 +53,8 @@ def plan(
 
     `codecs` are those that a cut may use: lossless by default; add "fp16" or "int8" where a loss is accepted.
     `strategy` names one of ``partitioners.STRATEGIES`` or is a function of your own from a Problem to a mapping op ->
-    tier. Raises PlanError for an unknown objective, a codec that was not profiled, or where no plan fits the memory.
+    tier; a function is asked once for each choice of tiers, and the best of its answers becomes the plan. Raises PlanError
+    for an unknown objective, a codec that was not profiled, or where no plan fits the memory.
     """
     if objective != "latency":
         raise PlanError(f"objective '{objective}' is not known; this version plans for 'latency'")

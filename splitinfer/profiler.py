@@ -1,45 +1,26 @@
-"""Measure a captured model: seconds in context, FLOPs, bytes, and what each codec makes of each tensor.
-
-Times are taken inside the running model, at the borders between layers, because layers timed alone in a loop add up to
-20 to 40 % less than the model takes. The whole model in one piece is timed in turn with that, and the layers are
-scaled to its median. A third run in each turn starts after a pause, as a served request does: on a small model that
-alone can double the time.
-"""
+"""Measure a captured model for planning: times from :mod:`splitinfer.stopwatch`, and all that needs no clock."""
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, fx
-from tqdm import tqdm
+from torch import Tensor
 
 from splitinfer import codecs
-from splitinfer.codecs.packet import Frame, Kind, Packet
+from splitinfer.codecs.packet import Kind, Packet
 from splitinfer.flops import layer_flops
 from splitinfer.graph import Graph
-from splitinfer.memory import keep_freed_memory
 from splitinfer.pipeline import whole
-from splitinfer.profiles import LayerProfile, Measurement, Profile, TensorProfile
+from splitinfer.profiles import Framework, LayerProfile, Profile, TensorProfile
 from splitinfer.sizes import sizes_at
 from splitinfer.stages import Stage
+from splitinfer.stopwatch import measure
 
 if TYPE_CHECKING:
     from cluster.launch import LocalCluster
     from cluster.topology import Topology
-
-_WARM_UP = 3
-_PAUSE_S = 0.1  # requests over a slow link come that far apart; a longer pause was measured to change little
-_CODEC_ROUNDS = 5
-_MIN_REPEATS = 5
-_NO_LIMIT = 1 << 62  # what this process has just encoded
-
 
 def profile(
     graph: Graph,
@@ -62,15 +43,23 @@ def profile(
     names = tuple(codec_names) if codec_names is not None else codecs.names()
     for name in names:
         codecs.get(name)
-    skeleton = _skeleton(graph)
+    stage = whole(graph)
+    tensors, sizes = example(graph, stage)
+    crossing = list(graph.tensors)
     if topology is None:
-        stage = whole(graph)
-        measured = measure(stage, *example(graph, stage), list(graph.tensors), names, repeats=repeats, budget_s=budget_s,
-                           threads=threads or 1, progress=progress)  # fmt: skip
-        return assemble(skeleton, [measured])
-    from splitinfer.runtime.measure import measure_tiers
+        one = measure(stage, tensors, sizes, crossing, names, repeats=repeats, budget_s=budget_s, threads=threads or 1, progress=progress)
+        measured, framework = [one], Framework()
+    else:
+        from splitinfer.runtime.measure import measure_tiers
 
-    return measure_tiers(graph, skeleton, topology, cluster, names, repeats=repeats, budget_s=budget_s, progress=progress)
+        settings = {"crossing": crossing, "codec_names": list(names), "repeats": repeats, "budget_s": budget_s}
+        measured, framework = measure_tiers(stage, tensors, sizes, topology, cluster, settings, progress=progress)
+    sent = measured[0][1]
+    skeleton = _skeleton(graph)
+    return replace(
+        skeleton, measurements=tuple(one for one, _ in measured), framework=framework,
+        tensors=tuple(replace(tensor, sent_nbytes=dict(sent.get(tensor.name, {}))) for tensor in skeleton.tensors),
+    )  # fmt: skip
 
 
 def example(graph: Graph, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -109,227 +98,3 @@ def _peaks(graph: Graph) -> dict[str, int]:
         for name in names[first : last + 1]:
             alive[name] += tensor.nbytes
     return alive
-
-
-def assemble(skeleton: Profile, measured: Sequence[tuple[Measurement, Mapping[str, Mapping[str, int]]]]) -> Profile:
-    """The profile from its measurements; encoded sizes are those of the first."""
-    sent = measured[0][1]
-    tensors = tuple(replace(tensor, sent_nbytes=dict(sent.get(tensor.name, {}))) for tensor in skeleton.tensors)
-    return replace(skeleton, tensors=tensors, measurements=tuple(one for one, _ in measured))
-
-
-# -- the clock; knows no Graph and no Ray, so that it runs wherever a stage does
-
-
-def measure(
-    stage: Stage,
-    tensors: Mapping[str, Tensor],
-    sizes: Mapping[str, Any],
-    crossing: Sequence[str],
-    codec_names: Sequence[str],
-    *,
-    repeats: int = 30,
-    budget_s: float = 10.0,
-    threads: int = 1,
-    device: str = "cpu",
-    tier: str | None = None,
-    progress: bool = False,
-) -> tuple[Measurement, dict[str, dict[str, int]]]:
-    """Time a stage layer by layer, and the codecs on the tensors named in `crossing`.
-
-    Returns the measurement, and tensor -> codec -> bytes on the wire.
-    """
-    keep_freed_memory()  # as in the process of a stage
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        arguments = [tensors[name].to(device) for name in stage.inputs] + [sizes[name] for name in stage.sizes]
-        with torch.no_grad():
-            codec_s, sent, typical = _codecs(stage, arguments, crossing, codec_names, progress)
-            probe = _CodecProbe(codec_names, typical)
-            laps, wholes, woken = _laps(stage, arguments, repeats, budget_s, device, progress, probe)
-    finally:
-        torch.set_num_threads(before)
-    whole_s = statistics.median(wholes)
-    wake_s = max(0.0, statistics.median(one - other for one, other in zip(woken, wholes, strict=True)))
-    medians = {name: statistics.median(times) for name, times in laps.items()}
-    scale = whole_s / (sum(medians.values()) or 1.0)
-    seconds = {name: scale * median for name, median in medians.items()}
-    spread = {name: _interquartile(times) for name, times in laps.items()}
-    return Measurement(tier, _machine(), device, threads, whole_s, wake_s, seconds, spread, probe.corrected(codec_s)), sent
-
-
-CodecTimes = dict[str, dict[str, tuple[float, float]]]
-"""Tensor -> codec -> seconds to encode and to decode."""
-
-
-class _CodecProbe:
-    """What encoding and decoding take longer where a request does them: before and after the whole stage ran."""
-
-    def __init__(self, names: Sequence[str], typical: tuple[str, Tensor]) -> None:
-        self.names, self.name, self.tensor = names, *typical
-        self.encoded = {name: codecs.get(name).encode(self.tensor) for name in names}
-        self.seconds: dict[tuple[str, int], list[float]] = {}
-
-    def encode(self, run: int) -> None:
-        """Time one encode; the codecs take turns."""
-        name = self.names[run % len(self.names)]
-        start = time.perf_counter()
-        codecs.get(name).encode(self.tensor)
-        self.seconds.setdefault((name, 0), []).append(time.perf_counter() - start)
-
-    def decode(self, run: int) -> None:
-        """Time one decode; the codecs take turns."""
-        name = self.names[run % len(self.names)]
-        start = time.perf_counter()
-        codecs.get(name).decode(self.encoded[name], limit_nbytes=_NO_LIMIT, copy=False)
-        self.seconds.setdefault((name, 1), []).append(time.perf_counter() - start)
-
-    def corrected(self, times: CodecTimes) -> CodecTimes:
-        """The times with each codec's surcharge, measured on one tensor, added for all."""
-        if self.name not in times:
-            return times
-        extra = {
-            key: max(0.0, statistics.median(seconds) - times[self.name][key[0]][key[1]]) for key, seconds in self.seconds.items()
-        }
-        return {
-            tensor: {codec: (e + extra.get((codec, 0), 0.0), d + extra.get((codec, 1), 0.0)) for codec, (e, d) in rows.items()}
-            for tensor, rows in times.items()
-        }
-
-
-def _laps(
-    stage: Stage, arguments: list[Any], repeats: int, budget_s: float, device: str, progress: bool, probe: _CodecProbe
-) -> tuple[dict[str, list[float]], list[float], list[float]]:
-    """Taken in turn: seconds of each layer in each run, of the whole stage, and of the whole stage after a pause.
-
-    The run after the pause stands between a decode and an encode, as it does in a request.
-    """
-    clock = _clock(device)
-    marked, marks, order = _instrumented(stage, clock)
-    for _ in range(_WARM_UP):
-        stage.module(*arguments)
-        marked(*arguments)
-    laps: dict[str, list[float]] = {name: [] for name in stage.layers}
-    wholes: list[float] = []
-    woken: list[float] = []
-    end = time.perf_counter() + budget_s
-    for run in tqdm(range(repeats), desc=f"timing {len(order)} layers", disable=not progress, leave=False):
-        if run >= _MIN_REPEATS and time.perf_counter() > end:
-            break
-        time.sleep(_PAUSE_S)
-        probe.decode(run)
-        for kept in (woken, wholes):
-            start = clock()
-            stage.module(*arguments)
-            kept.append(clock() - start)
-            if kept is woken:
-                probe.encode(run)
-        marks.clear()
-        marked(*arguments)
-        marks.append(clock())
-        spent = dict.fromkeys(stage.layers, 0.0)
-        for name, begin, finish in zip(order, marks, marks[1:], strict=False):
-            spent[name] += finish - begin
-        for name, seconds in spent.items():
-            laps[name].append(seconds)
-    return laps, wholes, woken
-
-
-def _clock(device: str) -> Callable[[], float]:
-    if device == "cpu":
-        return time.perf_counter
-    module = torch.get_device_module(device)
-
-    def synchronised() -> float:
-        module.synchronize()
-        return time.perf_counter()
-
-    return synchronised
-
-
-def _instrumented(stage: Stage, clock: Callable[[], float]) -> tuple[fx.GraphModule, list[float], list[str]]:
-    """The stage with the clock read where one layer ends and the next begins, the readings, and whose they are."""
-    marks: list[float] = []
-    order: list[str] = []
-
-    def mark() -> None:
-        marks.append(clock())
-
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in stage.module.graph.nodes:
-        layer = stage.layer_of.get(node.name)
-        if layer is not None and (not order or order[-1] != layer):
-            graph.call_function(mark)
-            order.append(layer)
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(stage.module, graph, class_name="Marked"), marks, order
-
-
-class _EachValue(fx.Interpreter):
-    """Runs a stage and shows each tensor to a visitor while it is alive."""
-
-    def __init__(self, module: fx.GraphModule, visit: Callable[[str, Tensor], None]) -> None:
-        super().__init__(module)
-        self.visit = visit
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.visit(n.name, result)
-        return result
-
-
-def _codecs(
-    stage: Stage, arguments: list[Any], crossing: Sequence[str], codec_names: Sequence[str], progress: bool
-) -> tuple[CodecTimes, dict[str, dict[str, int]], tuple[str, Tensor]]:
-    """Tensor -> codec -> seconds to encode and decode, and -> bytes on the wire; a tensor of the middle size, by name."""
-    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    sent: dict[str, dict[str, int]] = {name: {} for name in crossing}
-    kept: dict[int, tuple[str, Tensor]] = {}
-    with tqdm(total=_CODEC_ROUNDS * len(sent), desc="encoding tensors", disable=not progress, leave=False) as bar:
-
-        def visit(name: str, tensor: Tensor) -> None:
-            if name not in sent:
-                return
-            bar.update()
-            if tensor.is_floating_point():
-                kept.setdefault(tensor.nbytes, (name, tensor.clone()))
-            for codec in codec_names:
-                pair, sent[name][codec] = _codec(name, tensor, codec)
-                times.setdefault((name, codec), []).append(pair)
-
-        # Once per pass and not in a loop: between two tensors the model uses the caches, as it does in a stage.
-        for _ in range(_CODEC_ROUNDS):
-            _EachValue(stage.module, visit).run(*arguments)
-    seconds: CodecTimes = {}
-    for (name, codec), pairs in times.items():
-        seconds.setdefault(name, {})[codec] = (statistics.median(e for e, _ in pairs), statistics.median(d for _, d in pairs))
-    sizes = sorted(kept)
-    return seconds, sent, kept[sizes[len(sizes) // 2]] if sizes else ("", torch.zeros(0))
-
-
-def _codec(name: str, tensor: Tensor, codec_name: str) -> tuple[tuple[float, float], int]:
-    codec = codecs.get(codec_name)
-    start = time.perf_counter()
-    data = codec.encode(tensor)
-    middle = time.perf_counter()
-    codec.decode(data, limit_nbytes=_NO_LIMIT, copy=False).to(tensor.device)
-    end = time.perf_counter()
-    return (middle - start, end - middle), Frame(name, codec_name, (data,)).wire_nbytes
-
-
-def _interquartile(times: Sequence[float]) -> float:
-    quarters = statistics.quantiles(times, n=4) if len(times) > 1 else [0.0, 0.0, 0.0]
-    return quarters[2] - quarters[0]
-
-
-def _machine() -> str:
-    """The processor, as people name it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a kernel file, read once
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return f"{names[0] if names else platform.machine()} x{os.cpu_count()}"

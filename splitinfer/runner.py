@@ -51,7 +51,9 @@ class StageRunner:
         """
         received_s = time.monotonic() if received_s is None else received_s
         packet = Packet.unpack(data, self.limits)
-        left_s = float(packet.meta.get("left_s", float("inf")))
+        left_s = packet.meta.get("left_s", float("inf"))
+        if not isinstance(left_s, int | float):
+            raise PacketError(f"left_s is a number of seconds; got {left_s!r:.80}")
         if time.monotonic() - received_s > left_s:
             raise RequestTimeout(f"the request expired in the queue of stage '{self.stage.name}'; {left_s:.3f} s were left on arrival")
         if packet.kind is not Kind.REQUEST:

@@ -7,6 +7,7 @@ because operators promise no compatibility across versions.
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 import re
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from splitinfer import codecs
+from splitinfer.codecs.block import Buffer
 from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
 from splitinfer.errors import CutError, PlanError, StageError
 from splitinfer.graph import Graph, weights_nbytes
@@ -217,12 +219,19 @@ def dump_stage(stage: Stage) -> bytes:
     return Packet(Kind.STAGE, stage.name, tuple(Frame.encode(name, tensor, raw) for name, tensor in weights.items()), meta=meta).pack()
 
 
-def load_stage(data: bytes, device: str = "cpu") -> Stage:
+def load_stage(data: Buffer, device: str = "cpu") -> Stage:
     """The stage of a stage file, its weights on `device`.
 
     Raises PacketError for a damaged file, PlanError for one of another torch version or with unknown operators.
     """
     packet = Packet.unpack(data, STAGE_LIMITS)
+    try:
+        return _loaded(packet, device)
+    except (KeyError, TypeError, ValueError, AttributeError, IndentationError, RuntimeError) as error:
+        raise PlanError(f"malformed stage file: {type(error).__name__}: {error}") from error
+
+
+def _loaded(packet: Packet, device: str) -> Stage:
     meta, here = packet.meta, torch.__version__.partition("+")[0]
     if packet.kind is not Kind.STAGE or meta.get("torch") != here:
         raise PlanError(f"a stage file of torch {meta.get('torch')}; this machine has torch {here}: install the same version")
@@ -248,10 +257,25 @@ def _load_graph(root: nn.Module, program: Mapping[str, Any], device: torch.devic
         root.add_module(name, _load_graph(nn.Module(), inner, device))
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
+    if not program["rows"] or program["rows"][-1][1] != "output":
+        raise PlanError("a stage file's program ends without an output")
     for name, op, target, args, kwargs in program["rows"]:
         loaded = _load(args, made, device), _load(kwargs, made, device)
+        _check_names(op, name, target, kwargs)
         made[name] = graph.create_node(op, _load_target(op, target), *loaded, name=name)
     return fx.GraphModule(root, graph, class_name="Stage").eval()
+
+
+def _check_names(op: str, name: str, target: str, kwargs: Mapping[str, Any]) -> None:
+    """fx writes these words into the Python that it generates, so a word must be nothing but a name."""
+    words = [name, *kwargs.get("d", {})]
+    if op in ("placeholder", "get_attr"):
+        words += target.split(".") if op == "get_attr" else [target]
+    elif op not in ("call_function", "output"):
+        raise PlanError(f"a stage file holds an operation '{op}' that this version does not know")
+    for word in words:
+        if not (isinstance(word, str) and word.isidentifier() and not keyword.iskeyword(word)):
+            raise PlanError(f"a stage file holds {word!r} where a name belongs: it was not written by splitinfer")
 
 
 def _dump_target(node: fx.Node) -> str:

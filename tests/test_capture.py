@@ -288,7 +288,7 @@ class TestRefusals:
 
     def test_unknown_word_for_dynamic_shapes(self):
         model, args, _ = zoo.digits()
-        with pytest.raises(CaptureError, match="'batch' or what torch.export takes"):
+        with pytest.raises(CaptureError, match=r"'batch' or what torch\.export takes"):
             capture(model, args, dynamic_shapes="everything")
 
 
@@ -332,7 +332,7 @@ class TestCalls:
         model, args, _ = zoo.two_inputs_tied()
         graph = capture(model, args, dynamic_shapes="batch")
         pixels, tokens = args
-        with pytest.raises(InputError, match="another input has 2 there"):
+        with pytest.raises(InputError, match=r"another input has 2 there"):
             graph.bind((torch.cat([pixels] * 2), torch.cat([tokens] * 3)), {})
 
     def test_results_are_the_callers_to_change(self, graph):

@@ -61,7 +61,7 @@ class TestVerify:
         model, args, _ = zoo.digits()
         graph = capture(model, args)
         order = list(graph.layers)
-        Plan.by_hand(graph, [order[:4], order[4:]], codecs={name: "int8" for name in graph.tensors}).save(tmp_path / "plan.json")
+        Plan.by_hand(graph, [order[:4], order[4:]], codecs=dict.fromkeys(graph.tensors, "int8")).save(tmp_path / "plan.json")
         code, out, _ = call(capsys, "verify", "splitinfer.zoo:digits", "--plan", str(tmp_path / "plan.json"), "--json")
         verdict = json.loads(out)
         assert code == 1
@@ -78,7 +78,8 @@ class TestVerify:
             "    return m.eval(), (torch.randn(3, 4),), {}\n"
         )
         result = subprocess.run(
-            [sys.executable, "-m", "splitinfer", "verify", f"{tmp_path}/my_model.py:make", "--json"], capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "splitinfer", "verify", f"{tmp_path}/my_model.py:make", "--json"],
+            capture_output=True, text=True, timeout=120,
         )
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout)["exact"] is True

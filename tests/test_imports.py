@@ -16,7 +16,12 @@ def loaded(code, *packages):
     return result.stdout.splitlines()[-1]
 
 
-HELP = "import contextlib, io\nfrom splitinfer.cli import main\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['{}'])"
+HELP = """
+import contextlib, io
+from splitinfer.cli import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main(['{}'])
+"""
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_public_names_are_all_there():
     for name in splitinfer.__all__:
         assert getattr(splitinfer, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        splitinfer.nothing
+        _ = splitinfer.nothing
 
 
 def test_no_module_bears_the_name_of_a_public_function():

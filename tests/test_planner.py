@@ -209,7 +209,10 @@ def test_unknown_wishes_are_refused():
 
 
 def test_a_partitioner_of_ones_own():
-    made = plan(CHAIN, SLOW_LINK, codecs=["raw"], strategy=lambda problem: {op.name: op.pinned or problem.tiers[-1].name for op in problem.ops})
+    def last(problem):
+        return {op.name: op.pinned or problem.tiers[-1].name for op in problem.ops}
+
+    made = plan(CHAIN, SLOW_LINK, codecs=["raw"], strategy=last)
     assert made.certificate["status"] == "feasible"
     best = plan(CHAIN, SLOW_LINK, codecs=["raw"])
     assert made.cost.latency_s >= best.cost.latency_s

@@ -40,7 +40,7 @@ def cluster():
     with LocalCluster(TIERS) as running:
         yield running
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before and p.status() != psutil.STATUS_ZOMBIE]
-    gone, alive = psutil.wait_procs(left, timeout=15)
+    _, alive = psutil.wait_procs(left, timeout=15)
     assert not alive, [process.cmdline() for process in alive]
     assert ray_settings() == environment
 
@@ -176,7 +176,7 @@ class TestOneDeployment:
 
     @pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: b"", lambda p: p[:40] + bytes([p[40] ^ 1]) + p[41:]])
     def test_a_damaged_packet_gets_an_error_packet_back(self, running, damage):
-        pipeline, graph, args = running
+        pipeline, _, args = running
         whole = pipeline._request(args, {}).data
         answer, _ = ray.get(pipeline.actors[0].handle.remote(damage(whole)))
         packet = Packet.unpack(answer)

@@ -169,8 +169,8 @@ def to_body(tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | None, list[int]]:
     Nothing is copied for a contiguous or a permuted tensor. An overlapping tensor (a sliding window) is made
     contiguous, a broadcast dimension is stored once.
     """
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise CodecError(f"a {tensor.layout} tensor {_UNSUPPORTED}; call .to_dense() in the model")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        raise CodecError(f"a {tensor.layout} tensor on {tensor.device} {_UNSUPPORTED}; call .to_dense() in the model")
     if tensor.dtype not in _CODES:
         raise CodecError(f"dtype {dtype_name(tensor.dtype)} has no number on the wire")
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu()

@@ -59,8 +59,8 @@ class Limits:
 
     packet_nbytes: int = 1 << 31
     """Whole packet: 2 GiB."""
-    header_nbytes: int = 1 << 24
-    """Header: 16 MiB."""
+    header_nbytes: int = 1 << 20
+    """Header: 1 MiB; parsing one of 16 MiB can take seconds and a gigabyte."""
     tensor_nbytes: int = DEFAULT_LIMIT_NBYTES
     """Each decoded tensor: 1 GiB."""
     frames: int = 1 << 16
@@ -148,6 +148,8 @@ class Packet:
                 raise PacketError(f"frame '{name}' declares {nbytes} bytes; {len(view) - frames_at} are left")
             frames.append(Frame(name, codec, (view[frames_at : frames_at + nbytes],)))
             frames_at += nbytes + -nbytes % ALIGNMENT
+        if len({frame.name for frame in frames}) != len(frames):
+            raise PacketError("two frames bear the same name")
         if frames_at != len(view):
             raise PacketError(f"the frames end at byte {frames_at}, the packet at {len(view)}")
         return Packet(kind, request_id, tuple(frames), attempt, sizes, meta)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
+import numpy as np
+import numpy.typing as npt
 import psutil
 import ray
 import torch
@@ -83,12 +85,12 @@ class StageActor:
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
         self.worker.submit(torch.set_num_threads, config.threads).result()
         self.next: Any = None
-        self.empty_rss = psutil.Process().memory_info().rss
+        self.empty_nbytes = _private_nbytes()
 
-    def load(self, data: bytes) -> dict[str, Any]:
+    def load(self, data: npt.NDArray[np.uint8]) -> dict[str, Any]:
         """Build the stage from its file; says what this process is."""
         config = self.config
-        stage = load_stage(data, config.device)
+        stage = load_stage(data.data, config.device)
         self.runner = StageRunner(
             stage, config.route, tier=config.tier, last=config.last, device=config.device, slowdown=config.slowdown, limits=config.limits
         )
@@ -103,9 +105,10 @@ class StageActor:
     def info(self) -> dict[str, Any]:
         """Process, threads and memory; `links` says whether the paced links kept their rate."""
         return {
-            "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id(), "tier": self.config.tier, "threads": torch.get_num_threads(), "stage": self.runner.stage.name,
-            "weight_nbytes": self.runner.stage.weight_nbytes, "empty_rss_nbytes": self.empty_rss,
-            "rss_nbytes": psutil.Process().memory_info().rss, "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
+            "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id(), "tier": self.config.tier,
+            "threads": torch.get_num_threads(), "stage": self.runner.stage.name,
+            "weight_nbytes": self.runner.stage.weight_nbytes, "empty_nbytes": self.empty_nbytes,
+            "private_nbytes": _private_nbytes(), "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
         }
 
     async def handle(self, data: bytes) -> tuple[bytes, bytes]:
@@ -132,6 +135,11 @@ class StageActor:
         response = Packet(Kind.RESPONSE, step.request.request_id, tuple(results), step.request.attempt).pack()
         spans += pack_spans(await self.down.send(len(response)))
         return response, spans
+
+
+def _private_nbytes() -> int:
+    """Memory that this process shares with no other: the object store's pages do not count."""
+    return int(psutil.Process().memory_full_info().uss)
 
 
 async def call_stage(actor: Any, data: bytes, left_s: float, caller: str) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, cast
 
 import msgpack
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
@@ -132,7 +133,9 @@ class RayPipeline(Pipeline):
         for config, label in zip(self.configs, labels, strict=True):
             self.actors.append(factory.options(num_cpus=0, label_selector=label, max_concurrency=1000).remote(config))
         try:
-            loaded = [actor.load.remote(dump_stage(stage)) for actor, stage in zip(self.actors, self.stages, strict=True)]
+            # An array is read where it lies in the object store; bytes would leave copies on the actor's heap.
+            files = [ray.put(np.frombuffer(dump_stage(stage), np.uint8)) for stage in self.stages]
+            loaded = [actor.load.remote(file) for actor, file in zip(self.actors, files, strict=True)]
             self.started = ray.get(loaded, timeout=_START_TIMEOUT_S)
             for actor, following in zip(self.actors, self.actors[1:], strict=False):
                 ray.get(actor.connect.remote(following), timeout=_START_TIMEOUT_S)

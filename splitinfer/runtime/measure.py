@@ -22,17 +22,16 @@ from splitinfer.codecs.packet import Frame, Limits
 from splitinfer.errors import DeployError
 from splitinfer.graph import Graph
 from splitinfer.importer import capture
-from splitinfer.pipeline import whole
 from splitinfer.plans import Plan
-from splitinfer.profiler import assemble, example, measure
-from splitinfer.profiles import Framework, Measurement, Profile
+from splitinfer.profiles import Framework, Measurement
 from splitinfer.runtime.deploy import deploy
-from splitinfer.stages import dump_stage, load_stage
+from splitinfer.stages import Stage, dump_stage, load_stage
+from splitinfer.stopwatch import Sent, measure
 from splitinfer.tracing import Trace
 
 _LIMITS = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38)  # our own samples
 _TIMEOUT_S = 900.0
-Measured = tuple[Measurement, Mapping[str, Mapping[str, int]]]
+Measured = tuple[Measurement, Sent]
 
 
 def _measure_here(data: bytes, inputs: Sequence[tuple[str, str, bytes]], sizes: Mapping[str, Any], settings: Mapping[str, Any]) -> Measured:
@@ -44,30 +43,27 @@ def _measure_here(data: bytes, inputs: Sequence[tuple[str, str, bytes]], sizes: 
 
 
 def measure_tiers(
-    graph: Graph, skeleton: Profile, topology: Topology, cluster: LocalCluster | None, codec_names: Sequence[str],
-    *, repeats: int, budget_s: float, progress: bool,
-) -> Profile:  # fmt: skip
-    """Measure once for each node, device and number of threads that the topology names. Raises DeployError."""
+    stage: Stage, tensors: Mapping[str, Tensor], sizes: Mapping[str, Any], topology: Topology, cluster: LocalCluster | None,
+    settings: Mapping[str, Any], *, progress: bool,
+) -> tuple[list[Measured], Framework]:  # fmt: skip
+    """Measure a stage once for each node, device and number of threads that the topology names. Raises DeployError."""
     if cluster is None and not ray.is_initialized():
         with LocalCluster([tier.name for tier in topology.tiers]) as started:
-            return measure_tiers(graph, skeleton, topology, started, codec_names, repeats=repeats, budget_s=budget_s, progress=progress)
-    stage = whole(graph)
-    tensors, sizes = example(graph, stage)
+            return measure_tiers(stage, tensors, sizes, topology, started, settings, progress=progress)
     raw = codecs.get("raw")
     inputs = [(name, raw.name, raw.encode(tensor)) for name, tensor in tensors.items()]
     data = ray.put(dump_stage(stage))
-    common = {"crossing": list(graph.tensors), "codec_names": list(codec_names), "repeats": repeats, "budget_s": budget_s}
     measured: list[Measured] = []
     groups = _groups(topology)
     for key, tier in tqdm(groups.items(), desc="measuring machines", disable=not progress, leave=False):
         label = dict(tier.node) if tier.node else {TIER_LABEL: topology.tiers[-1].name}
-        settings = {**common, "device": tier.device, "threads": tier.threads, "tier": key[0]}
+        here = {**settings, "device": tier.device, "threads": tier.threads, "tier": key[0]}
         run = cast("Any", ray.remote(num_cpus=0, max_calls=1)(_measure_here)).options(label_selector=label)
         try:
-            measured.append(ray.get(run.remote(data, inputs, sizes, settings), timeout=_TIMEOUT_S))
+            measured.append(ray.get(run.remote(data, inputs, sizes, here), timeout=_TIMEOUT_S))
         except RayError as error:
             raise DeployError(f"measuring for tier '{tier.name}' failed: {str(error).strip().splitlines()[-1]}") from error
-    return replace(assemble(skeleton, measured), framework=measure_framework(topology, cluster))
+    return measured, measure_framework(topology, cluster)
 
 
 def wait_for_calm(limit_s: float = 10.0) -> None:

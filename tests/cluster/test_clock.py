@@ -89,17 +89,32 @@ def test_both_clocks_refuse_endless_sleep_and_pass_by_the_past(clock: Clock):
 
 
 def test_real_clock_never_wakes_before_its_time(monkeypatch):
-    # The machine's clock and asyncio's sleep are replaced: each sleep wakes 10 % too early.
+    # The machine's clock and both sleeps are replaced: each sleep wakes 10 % too early.
     now = [100.0]
-    slept = []
+    coarse, fine = [], []
 
-    async def short_sleep(seconds):
-        slept.append(seconds)
-        now[0] += 0.9 * seconds if seconds > 0.01 else seconds
+    async def asyncio_sleep(seconds):
+        coarse.append(seconds)
+        now[0] += 0.9 * seconds
+
+    def thread_sleep(seconds):
+        fine.append(seconds)
+        now[0] += 0.9 * seconds if seconds > 1e-9 else seconds
 
     monkeypatch.setattr("cluster.clock.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("cluster.clock.asyncio.sleep", short_sleep)
-    asyncio.run(RealClock().sleep_until(101.0))
+    monkeypatch.setattr("cluster.clock.time.sleep", thread_sleep)
+    monkeypatch.setattr("cluster.clock.asyncio.sleep", asyncio_sleep)
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(loop, "run_in_executor", lambda _, call, seconds: _done(loop, call(seconds)))
+    loop.run_until_complete(RealClock().sleep_until(101.0))
+    loop.close()
     assert now[0] >= 101.0
-    assert slept[0] == 1.0
-    assert len(slept) > 1
+    assert coarse == [pytest.approx(0.998)]  # the event loop's timer, then exact sleeps in a thread
+    assert len(fine) > 1
+
+
+def _done(loop, result):
+    future = loop.create_future()
+    future.set_result(result)
+    return future
+

@@ -429,6 +429,13 @@ def test_int8_body_is_scales_zeros_and_codes():
     assert np.allclose(scale, span / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("rows", "own_scale"), [(31, False), (32, True)])
+def test_int8_channels_of_32_values_have_a_scale_of_their_own(rows, own_scale):
+    tensor = torch.linspace(0, 1, rows).view(-1, 1) * torch.tensor([1.0, 1000.0])
+    error = (INT8.decode(INT8.encode(tensor)) - tensor)[:, 0].abs().max()
+    assert bool(error < 1 / 255) == own_scale
+
+
 def test_int8_compresses_sparse_maps():
     tensor = torch.relu(torch.from_numpy(np.random.default_rng(0).normal(size=(1, 64, 28, 28)) - 0.5)).float()
     assert len(INT8.encode(tensor)) < tensor.nbytes / 5

@@ -29,7 +29,9 @@ plain = st.recursive(
     max_leaves=6,
 )
 parts = st.lists(st.binary(max_size=40), min_size=1, max_size=3)
-frames = st.lists(st.builds(Frame, st.text(max_size=12), st.sampled_from(codecs.names()), parts.map(tuple)), max_size=6)
+frames = st.lists(
+    st.builds(Frame, st.text(max_size=12), st.sampled_from(codecs.names()), parts.map(tuple)), max_size=6, unique_by=lambda f: f.name
+)
 packets = st.builds(
     Packet, st.sampled_from(Kind), st.text(max_size=20), frames.map(tuple), st.integers(0, 2**32),
     st.dictionaries(st.text(max_size=8), st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.booleans(), max_size=4),
@@ -202,7 +204,7 @@ def test_each_flipped_bit():
     ({"magic": b"SPLJ"}, "not a splitinfer packet"), ({"version": 0}, "packet version 0"), ({"version": 2}, "packet version 2"),
     ({"kind": 0}, "unknown packet kind 0"), ({"kind": 5}, "unknown packet kind 5"), ({"kind": 255}, "unknown packet kind 255"),
     ({"reserved": 7}, "reserved fields hold 7 and 0"), ({"reserved_2": 9}, "reserved fields hold 0 and 9"),
-    ({"header_nbytes": 2**32 - 1}, "a header of 4294967295 bytes; the limit is 16777216"), ({"header_nbytes": 100}, "declares 144 bytes"),
+    ({"header_nbytes": 2**32 - 1}, "a header of 4294967295 bytes; the limit is 1048576"), ({"header_nbytes": 100}, "declares 144 bytes"),
     ({"payload_nbytes": 2**64 - 1}, "declares 18446744073709551695 bytes and has 80"), ({"payload_nbytes": 16}, "declares 96 bytes"),
 ], ids=str)
 def test_fields_of_the_prefix_with_a_right_checksum(over, message):
@@ -252,10 +254,11 @@ def test_tables_that_do_not_fit_the_payload(table, payload, message):
 
 
 def test_too_many_frames():
-    data = by_hand(header(frames=[ROW] * 9))
+    data = by_hand(header(frames=[[str(i), *ROW[1:]] for i in range(9)]))
     assert len(Packet.unpack(data, Limits(frames=9)).frames) == 9
     refused(data, "9 frames; the limit is 8", Limits(frames=8))
     refused(by_hand(header(frames=[ROW] * 65_537)), "65537 frames; the limit is 65536")
+    refused(by_hand(header(frames=[ROW] * 2)), "two frames bear the same name")
 
 
 # -- stage files
