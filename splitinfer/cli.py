@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cluster.topology import Topology
     from splitinfer.graph import Graph
     from splitinfer.models import Model
+    from splitinfer.plans import Plan
     from splitinfer.profiles import Profile
 
 _MODEL_HELP = "package.module:factory or path/file.py:factory; the factory takes no arguments and returns (model, args, kwargs)"
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run a plan on Ray, on this machine")
     _model_arguments(run)
     run.add_argument("--plan", type=Path, required=True, metavar="JSON")
-    run.add_argument("--topology", type=Path, required=True, metavar="YAML")
+    run.add_argument("--topology", type=Path, metavar="YAML", help="other tiers and links than those that the plan was made for")
     run.add_argument("--requests", type=_positive, default=10, help="requests with the sample input (default 10)")
     run.add_argument("--in-flight", type=_positive, default=1, help="requests under way at once (default 1)")
 
@@ -157,8 +158,7 @@ def _run(options: argparse.Namespace) -> int:
     from splitinfer.runtime.serve import run_requests
 
     plan = Plan.load(options.plan)
-    topology = _topology(options)
-    assert topology is not None  # argparse requires it
+    topology = _topology(options) or _planned_topology(plan)
     graph = _graph(options)[1]
     report = run_requests(graph, plan, topology, options.requests, options.in_flight, progress=not options.json)
     _emit(report.to_dict()) if options.json else print(report)
@@ -193,6 +193,15 @@ def _topology(options: argparse.Namespace) -> Topology | None:
     from cluster.topology import Topology
 
     return Topology.load(options.topology)
+
+
+def _planned_topology(plan: Plan) -> Topology:
+    from cluster.topology import Topology
+    from splitinfer.errors import UsageError
+
+    if plan.topology is None:
+        raise UsageError("the plan was made by hand and names no topology; give --topology")
+    return Topology.from_dict(plan.topology)
 
 
 def _measured(graph: Graph, topology: Topology | None, options: argparse.Namespace) -> Profile:

@@ -80,7 +80,8 @@ def plan(
     model, best = min(solved, key=lambda item: item[1].cost.latency_s)
     bounds = [solution.certificate.bound for _, solution in solved]
     baselines = tuple(_candidate(name, solution, rival, topology) for name, (rival, solution) in rivals.items())
-    return replace(_as_plan(model, best, objective, _certificate(best, bounds, dropped)), baselines=baselines)
+    made = _as_plan(model, best, objective, _certificate(best, bounds, dropped))
+    return replace(made, baselines=baselines, topology=topology.to_dict())
 
 
 def _lines(topology: Topology) -> Iterator[Line]:

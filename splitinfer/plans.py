@@ -99,6 +99,8 @@ class Plan:
     """Tier -> where its times come from."""
     stateful: bool = False
     """Whether a call changes a buffer: requests then run one at a time and cannot be repeated."""
+    topology: Mapping[str, Any] | None = None
+    """The tiers and links that it was made for, as ``Topology.to_dict`` gives them; None for a plan made by hand."""
 
     @staticmethod
     def by_hand(

@@ -111,6 +111,27 @@ class TestProfileAndPlan:
         assert set(data["tensors"][0]["sent_nbytes"]) == {"raw", "zstd", "fp16", "int8"}
 
 
+class TestRun:
+    def test_a_plan_runs_on_the_topology_it_was_made_for(self, capsys, tmp_path, cluster_yaml):
+        profile, plan = str(tmp_path / "profile.json"), str(tmp_path / "plan.json")
+        call(capsys, "profile", "splitinfer.zoo:digits", "-o", profile)
+        call(capsys, "plan", "--profile", profile, "--topology", cluster_yaml, "-o", plan)
+        code, out, err = call(capsys, "run", "splitinfer.zoo:digits", "--plan", plan, "--requests", "3", "--in-flight", "2", "--json")
+        assert code == 0, err
+        report = json.loads(out)
+        assert report["requests"] == 3
+        assert report["up_nbytes"] == pytest.approx(report["predicted_up_nbytes"], abs=32)
+        assert set(report["breakdown_s"]) == {"compute", "encode", "wire", "decode", "return", "framework"}
+
+    def test_a_plan_by_hand_needs_a_topology(self, capsys, tmp_path):
+        from splitinfer import Plan, capture
+
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        Plan.by_hand(graph, [list(graph.layers)]).save(tmp_path / "plan.json")
+        assert "give --topology" in refused(capsys, "run", "splitinfer.zoo:digits", "--plan", str(tmp_path / "plan.json"))
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -76,6 +76,25 @@ class TestAnswers:
         with deploy(graph, made_plan, TOPOLOGY, cluster=cluster) as pipeline, torch.no_grad():
             assert torch.equal(pipeline(*args), model(*args))
 
+    def test_tiers_with_nodes_of_their_own_are_measured_there_and_not_emulated(self, cluster):
+        nodes = ", ".join(f"{{name: {tier}, compute: measured, node: {{{TIER_LABEL}: {tier}}}}}" for tier in TIERS[:2])
+        real = Topology.loads(f"""
+version: 1
+tiers: [{nodes}]
+links: [{{between: [device, edge], up: 1 Mbps, latency: 5 s}}]
+""")
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        measured = profile(graph, real, cluster=cluster, repeats=6)
+        assert [m.tier for m in measured.measurements] == ["device", "edge"]
+        assert all("measured on its node" in measured.times(tier).source for tier in real.tiers)
+        order = list(graph.layers)
+        with deploy(graph, Plan.by_hand(graph, [order[:3], order[3:]], TIERS[:2]), real, cluster=cluster) as pipeline, torch.no_grad():
+            answer, trace = pipeline.traced(*args)
+        assert torch.equal(answer, model(*args))
+        assert trace.slept_s == 0  # neither pacing nor stretching: the declared 5 s are the real link's business
+        assert trace.total_s < 5
+
     def test_the_input_travels_to_a_remote_first_stage_past_a_skipped_tier(self, cluster):
         model, args, _ = zoo.digits()
         graph = capture(model, args)
