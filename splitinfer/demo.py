@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,14 +185,15 @@ def _plans(measured: Profile, topology: Topology) -> dict[str, Plan]:
 
 
 def _run(name: str, graph: Graph, plans: Mapping[str, Plan], topology: Topology, cluster: LocalCluster, requests: int) -> list[Row]:
-    """One plan after the other, each on actors of its own."""
-    rows = []
-    for label, made in plans.items():
-        with deploy(graph, made, topology, cluster=cluster) as pipeline:
-            wait_for_calm()
-            traces = [_traced(pipeline, graph) for _ in range(_WARM_UP + requests)]
-        rows.append(_row(name, label, made, topology, traces[_WARM_UP:]))
-    return rows
+    """All plans deployed and asked in turn, so that a drift of the machine meets them all alike."""
+    traces: dict[str, list[Trace]] = {label: [] for label in plans}
+    with ExitStack() as stack:
+        pipelines = {label: stack.enter_context(deploy(graph, made, topology, cluster=cluster)) for label, made in plans.items()}
+        wait_for_calm()
+        for _ in range(_WARM_UP + requests):
+            for label, pipeline in pipelines.items():
+                traces[label].append(_traced(pipeline, graph))
+    return [_row(name, label, plans[label], topology, found[_WARM_UP:]) for label, found in traces.items()]
 
 
 def _traced(pipeline: RayPipeline, graph: Graph) -> Trace:

@@ -27,8 +27,7 @@ from splitinfer.stages import Stage
 
 _WARM_UP = 3
 _PAUSE_S = 0.1  # requests over a slow link come that far apart; a longer pause was measured to change little
-_CODEC_ROUNDS = 5
-_MIN_REPEATS = 5
+_ROUNDS = 5
 _NO_LIMIT = 1 << 62  # what this process has just encoded
 
 
@@ -60,18 +59,25 @@ def measure(
     try:
         arguments = [tensors[name].to(device) for name in stage.inputs] + [sizes[name] for name in stage.sizes]
         with torch.no_grad():
-            codec_s, sent, typical = _codecs(stage, arguments, crossing, codec_names, progress)
-            probe = _CodecProbe(codec_names, typical)
-            laps, wholes, woken = _laps(stage, arguments, repeats, budget_s, device, progress, probe)
+            passes = _CodecPasses(stage, arguments, crossing, codec_names)
+            passes.once()
+            probe = _CodecProbe(codec_names, passes.typical())
+            laps = _Laps(stage, arguments, device, probe)
+            # Layers and codecs in turn, so that a drift of the machine meets both and is spread over more time.
+            for part in tqdm(range(_ROUNDS), desc=f"timing {len(stage.layers)} layers", disable=not progress, leave=False):
+                if part:
+                    passes.once()
+                laps.run(-(-repeats // _ROUNDS), budget_s / _ROUNDS)
     finally:
         torch.set_num_threads(before)
-    whole_s = statistics.median(wholes)
-    wake_s = max(0.0, statistics.median(one - other for one, other in zip(woken, wholes, strict=True)))
-    medians = {name: statistics.median(times) for name, times in laps.items()}
+    whole_s = statistics.median(laps.wholes)
+    wake_s = max(0.0, statistics.median(one - other for one, other in zip(laps.woken, laps.wholes, strict=True)))
+    medians = {name: statistics.median(times) for name, times in laps.layers.items()}
     scale = whole_s / (sum(medians.values()) or 1.0)
     seconds = {name: scale * median for name, median in medians.items()}
-    spread = {name: _interquartile(times) for name, times in laps.items()}
-    return Measurement(tier, _machine(), device, threads, whole_s, wake_s, seconds, spread, probe.corrected(codec_s)), sent
+    spread = {name: _interquartile(times) for name, times in laps.layers.items()}
+    measured = Measurement(tier, _machine(), device, threads, whole_s, wake_s, seconds, spread, probe.corrected(passes.seconds()))
+    return measured, passes.sent
 
 
 CodecTimes = dict[str, dict[str, tuple[float, float]]]
@@ -113,42 +119,49 @@ class _CodecProbe:
         }
 
 
-def _laps(
-    stage: Stage, arguments: list[Any], repeats: int, budget_s: float, device: str, progress: bool, probe: _CodecProbe
-) -> tuple[dict[str, list[float]], list[float], list[float]]:
-    """Taken in turn: seconds of each layer in each run, of the whole stage, and of the whole stage after a pause.
+class _Laps:
+    """Taken in turn: seconds of each layer, of the whole stage, and of the whole stage after a pause.
 
     The run after the pause stands between a decode and an encode, as it does in a request.
     """
-    clock = _clock(device)
-    marked, marks, order = _instrumented(stage, clock)
-    for _ in range(_WARM_UP):
-        stage.module(*arguments)
-        marked(*arguments)
-    laps: dict[str, list[float]] = {name: [] for name in stage.layers}
-    wholes: list[float] = []
-    woken: list[float] = []
-    end = time.perf_counter() + budget_s
-    for run in tqdm(range(repeats), desc=f"timing {len(order)} layers", disable=not progress, leave=False):
-        if run >= _MIN_REPEATS and time.perf_counter() > end:
-            break
-        time.sleep(_PAUSE_S)
-        probe.decode(run)
-        for kept in (woken, wholes):
-            start = clock()
+
+    def __init__(self, stage: Stage, arguments: list[Any], device: str, probe: _CodecProbe) -> None:
+        self.stage, self.arguments, self.probe, self.clock = stage, arguments, probe, _clock(device)
+        self.marked, self.marks, self.order = _instrumented(stage, self.clock)
+        self.layers: dict[str, list[float]] = {name: [] for name in stage.layers}
+        self.wholes: list[float] = []
+        self.woken: list[float] = []
+        for _ in range(_WARM_UP):
             stage.module(*arguments)
-            kept.append(clock() - start)
-            if kept is woken:
-                probe.encode(run)
-        marks.clear()
-        marked(*arguments)
-        marks.append(clock())
-        spent = dict.fromkeys(stage.layers, 0.0)
-        for name, begin, finish in zip(order, marks, marks[1:], strict=False):
+            self.marked(*arguments)
+
+    def run(self, repeats: int, budget_s: float) -> None:
+        """Another `repeats` turns, fewer where `budget_s` passes, one at least."""
+        end = time.perf_counter() + budget_s
+        for turn in range(repeats):
+            if turn and time.perf_counter() > end:
+                break
+            time.sleep(_PAUSE_S)
+            self.probe.decode(len(self.woken))
+            self.woken.append(self._whole())
+            self.probe.encode(len(self.wholes))
+            self.wholes.append(self._whole())
+            self._lap()
+
+    def _whole(self) -> float:
+        start = self.clock()
+        self.stage.module(*self.arguments)
+        return self.clock() - start
+
+    def _lap(self) -> None:
+        self.marks.clear()
+        self.marked(*self.arguments)
+        self.marks.append(self.clock())
+        spent = dict.fromkeys(self.stage.layers, 0.0)
+        for name, begin, finish in zip(self.order, self.marks, self.marks[1:], strict=False):
             spent[name] += finish - begin
         for name, seconds in spent.items():
-            laps[name].append(seconds)
-    return laps, wholes, woken
+            self.layers[name].append(seconds)
 
 
 def _clock(device: str) -> Callable[[], float]:
@@ -196,33 +209,39 @@ class _EachValue(fx.Interpreter):
         return result
 
 
-def _codecs(
-    stage: Stage, arguments: list[Any], crossing: Sequence[str], codec_names: Sequence[str], progress: bool
-) -> tuple[CodecTimes, dict[str, dict[str, int]], tuple[str, Tensor]]:
-    """Tensor -> codec -> seconds to encode and decode, and -> bytes on the wire; a tensor of the middle size, by name."""
-    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    sent: dict[str, dict[str, int]] = {name: {} for name in crossing}
-    kept: dict[int, tuple[str, Tensor]] = {}
-    with tqdm(total=_CODEC_ROUNDS * len(sent), desc="encoding tensors", disable=not progress, leave=False) as bar:
+class _CodecPasses:
+    """Each codec on each tensor, once a pass: between two tensors the model uses the caches, as it does in a stage."""
 
-        def visit(name: str, tensor: Tensor) -> None:
-            if name not in sent:
-                return
-            bar.update()
-            if tensor.is_floating_point():
-                kept.setdefault(tensor.nbytes, (name, tensor.clone()))
-            for codec in codec_names:
-                pair, sent[name][codec] = _codec(name, tensor, codec)
-                times.setdefault((name, codec), []).append(pair)
+    def __init__(self, stage: Stage, arguments: list[Any], crossing: Sequence[str], names: Sequence[str]) -> None:
+        self.module, self.arguments, self.names = stage.module, arguments, names
+        self.sent: dict[str, dict[str, int]] = {name: {} for name in crossing}
+        self.times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        self.kept: dict[int, tuple[str, Tensor]] = {}
 
-        # Once per pass and not in a loop: between two tensors the model uses the caches, as it does in a stage.
-        for _ in range(_CODEC_ROUNDS):
-            _EachValue(stage.module, visit).run(*arguments)
-    seconds: CodecTimes = {}
-    for (name, codec), pairs in times.items():
-        seconds.setdefault(name, {})[codec] = (statistics.median(e for e, _ in pairs), statistics.median(d for _, d in pairs))
-    sizes = sorted(kept)
-    return seconds, sent, kept[sizes[len(sizes) // 2]] if sizes else ("", torch.zeros(0))
+    def once(self) -> None:
+        """One more pass."""
+        _EachValue(self.module, self._visit).run(*self.arguments)
+
+    def _visit(self, name: str, tensor: Tensor) -> None:
+        if name not in self.sent:
+            return
+        if tensor.is_floating_point() and tensor.nbytes not in self.kept:
+            self.kept[tensor.nbytes] = name, tensor.clone()
+        for codec in self.names:
+            pair, self.sent[name][codec] = _codec(name, tensor, codec)
+            self.times.setdefault((name, codec), []).append(pair)
+
+    def typical(self) -> tuple[str, Tensor]:
+        """A tensor of the middle size, by name."""
+        sizes = sorted(self.kept)
+        return self.kept[sizes[len(sizes) // 2]] if sizes else ("", torch.zeros(0))
+
+    def seconds(self) -> CodecTimes:
+        """Medians over the passes."""
+        found: CodecTimes = {}
+        for (name, codec), pairs in self.times.items():
+            found.setdefault(name, {})[codec] = (statistics.median(e for e, _ in pairs), statistics.median(d for _, d in pairs))
+        return found
 
 
 def _codec(name: str, tensor: Tensor, codec_name: str) -> tuple[tuple[float, float], int]:
