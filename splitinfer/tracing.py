@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -107,9 +107,3 @@ def pack_spans(spans: Sequence[Span]) -> list[list[Any]]:
 def unpack_spans(rows: Sequence[Sequence[Any]]) -> tuple[Span, ...]:
     """The inverse of :func:`pack_spans`."""
     return tuple(Span(*row) for row in rows)
-
-
-def mean_breakdown(traces: Sequence[Trace]) -> Mapping[str, float]:
-    """Mean seconds by kind over several requests."""
-    parts = [trace.breakdown() for trace in traces]
-    return {kind: sum(part[kind] for part in parts) / len(parts) for kind in parts[0]}

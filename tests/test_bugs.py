@@ -9,7 +9,8 @@ from torch import nn
 from splitinfer import capture, codecs, zoo
 from splitinfer.codecs.packet import Packet
 from splitinfer.errors import PlanError
-from splitinfer.stages import STAGE_LIMITS, carve, dump_stage, load_stage
+from splitinfer.stagefile import STAGE_LIMITS, dump_stage, load_stage
+from splitinfer.stages import carve
 
 
 def forged(change):

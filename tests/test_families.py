@@ -5,7 +5,8 @@ import pytest
 from splitinfer import capture, zoo
 from splitinfer.flops import layer_flops
 from splitinfer.plans import Plan
-from splitinfer.stages import carve, dump_stage, load_stage
+from splitinfer.stagefile import dump_stage, load_stage
+from splitinfer.stages import carve
 from splitinfer.verify import balanced_stages, compare, fresh_calls, verify_split
 
 QUICK = (zoo.lstm, zoo.two_inputs_tied, zoo.t5, zoo.llama)

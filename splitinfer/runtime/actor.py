@@ -34,7 +34,7 @@ from splitinfer.errors import PacketError, RequestTimeout, StageError
 from splitinfer.memory import keep_freed_memory
 from splitinfer.routing import Route
 from splitinfer.runner import StageRunner, Step
-from splitinfer.stages import load_stage
+from splitinfer.stagefile import load_stage
 from splitinfer.tracing import Span, pack_spans
 
 Rate = tuple[float, float]

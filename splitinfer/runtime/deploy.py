@@ -27,7 +27,7 @@ from splitinfer.memory import keep_freed_memory
 from splitinfer.pipeline import DEFAULT_TIMEOUT_S, Pipeline, Request
 from splitinfer.plans import Plan
 from splitinfer.runtime.actor import Rate, Sender, StageActor, StageConfig, call_stage, raised
-from splitinfer.stages import dump_stage
+from splitinfer.stagefile import dump_stage
 from splitinfer.tracing import Trace, unpack_spans
 
 _START_TIMEOUT_S = 120.0  # a worker that imports torch needs 3 to 10 s on a busy machine

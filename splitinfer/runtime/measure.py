@@ -25,7 +25,8 @@ from splitinfer.importer import capture
 from splitinfer.plans import Plan
 from splitinfer.profiles import Framework, Measurement
 from splitinfer.runtime.deploy import deploy
-from splitinfer.stages import Stage, dump_stage, load_stage
+from splitinfer.stagefile import dump_stage, load_stage
+from splitinfer.stages import Stage
 from splitinfer.stopwatch import Sent, measure
 from splitinfer.tracing import Trace
 

@@ -14,7 +14,8 @@ from torch import fx
 from splitinfer import codecs
 from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
 from splitinfer.errors import CodecError, PacketError, PlanError
-from splitinfer.stages import Stage, dump_stage, load_stage
+from splitinfer.stagefile import dump_stage, load_stage
+from splitinfer.stages import Stage
 
 RAW = codecs.get("raw")
 PREFIX = struct.Struct("<4sBBHIQIQ")
