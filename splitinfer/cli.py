@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from cluster.topology import Topology
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, 'head' for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:  # the last place: one line for people, a trace on request
         if options.debug or not _expected(error):
             raise
@@ -47,8 +51,15 @@ def _expected(error: Exception) -> bool:
     return isinstance(error, ClusterError | PartitionerError | SplitinferError)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="splitinfer", description="Distributed split inference for PyTorch models.")
+    parser = _Parser(prog="splitinfer", description="Distributed split inference for PyTorch models.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -134,11 +145,13 @@ def _profile(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from splitinfer.errors import UsageError
-    from splitinfer.planner import plan
+    from splitinfer.planner import check_wishes, plan
     from splitinfer.profiles import Profile
 
     topology = _topology(options)
     assert topology is not None  # argparse requires it
+    names = [name.strip() for name in options.codecs.split(",") if name.strip()]
+    check_wishes(options.objective, names, options.strategy)  # before measuring, which takes a while
     if options.profile is not None:
         profile = Profile.load(options.profile)
     elif options.model is not None:
@@ -146,7 +159,6 @@ def _plan(options: argparse.Namespace) -> int:
         profile = _measured(_graph(options)[1], topology if topology.emulated else None, options)
     else:
         raise UsageError("name a MODEL to measure, or give --profile")
-    names = [name.strip() for name in options.codecs.split(",") if name.strip()]
     made = plan(profile, topology, options.objective, names, strategy=options.strategy)
     _save(made.to_json(), options.output)
     _show(made, options)
@@ -160,7 +172,7 @@ def _run(options: argparse.Namespace) -> int:
     plan = Plan.load(options.plan)
     topology = _topology(options) or _planned_topology(plan)
     graph = _graph(options)[1]
-    report = run_requests(graph, plan, topology, options.requests, options.in_flight, progress=not options.json)
+    report = run_requests(graph, plan, topology, options.requests, options.in_flight, progress=_progress(options))
     _emit(report.to_dict()) if options.json else print(report)
     return 0
 
@@ -171,7 +183,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     model, graph = _graph(options)
     if options.all_cuts:
-        verdict = verify_all_cuts(graph, model.module, progress=not options.json)
+        verdict = verify_all_cuts(graph, model.module, progress=_progress(options))
     else:
         plan = Plan.load(options.plan) if options.plan else Plan.by_hand(graph, balanced_stages(graph, options.stages or 2))
         verdict = verify_split(graph, model.module, plan)
@@ -208,7 +220,12 @@ def _measured(graph: Graph, topology: Topology | None, options: argparse.Namespa
     from splitinfer.profiler import profile
 
     threads = getattr(options, "threads", None)
-    return profile(graph, topology, threads=threads, progress=not options.json and sys.stderr.isatty())
+    return profile(graph, topology, threads=threads, progress=_progress(options))
+
+
+def _progress(options: argparse.Namespace) -> bool:
+    """Bars are for people who watch."""
+    return not options.json and sys.stderr.isatty()
 
 
 def _show(thing: Any, options: argparse.Namespace) -> None:

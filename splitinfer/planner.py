@@ -19,6 +19,8 @@ from splitinfer.profiles import Profile, TensorProfile, TierTimes
 
 INPUT = "<input>"
 _ENTRY = "<entry>"
+KNOWN_CODECS = ("raw", "zstd", "fp16", "int8")
+"""What a profile measures unless told otherwise; the registry itself needs torch (a test holds the two together)."""
 _MOST_SUBSETS = 64  # of 7 tiers; a longer line is solved whole
 
 Strategy = str | Callable[[p.Problem], "p.Solution | Mapping[str, str]"]
@@ -56,11 +58,7 @@ def plan(
     tier; a function is asked once for each choice of tiers, and the best of its answers becomes the plan. Raises PlanError
     for an unknown objective, a codec that was not profiled, or where no plan fits the memory.
     """
-    if objective != "latency":
-        raise PlanError(f"objective '{objective}' is not known; this version plans for 'latency'")
-    missing = [name for name in codecs if name not in profile.codecs]
-    if missing or not codecs:
-        raise PlanError(f"codec '{missing[0] if missing else ''}' is not in the profile, which has {', '.join(profile.codecs)}")
+    check_wishes(objective, codecs, strategy, profile.codecs)
     times = {tier.name: profile.times(tier) for tier in topology.tiers}
     solved: list[tuple[_Model, p.Solution]] = []
     dropped: list[str] = []
@@ -82,6 +80,19 @@ def plan(
     baselines = tuple(_candidate(name, solution, rival, topology) for name, (rival, solution) in rivals.items())
     made = _as_plan(model, best, objective, _certificate(best, bounds, dropped))
     return replace(made, baselines=baselines, topology=topology.to_dict())
+
+
+def check_wishes(objective: str, codecs: Sequence[str], strategy: Strategy, known_codecs: Sequence[str] = KNOWN_CODECS) -> None:
+    """Raise PlanError for an objective, codec or strategy that does not exist."""
+    if objective != "latency":
+        raise PlanError(f"objective '{objective}' is not known; this version plans for 'latency'")
+    if not codecs:
+        raise PlanError(f"no codec is allowed; choose from {', '.join(known_codecs)}")
+    for name in codecs:
+        if name not in known_codecs:
+            raise PlanError(f"codec '{name}' is not there to choose; measured are {', '.join(known_codecs)}")
+    if isinstance(strategy, str) and strategy not in p.STRATEGIES:
+        raise PlanError(f"there is no strategy '{strategy}'; choose one of {', '.join(p.STRATEGIES)}")
 
 
 def _lines(topology: Topology) -> Iterator[Line]:

@@ -150,6 +150,31 @@ class TestRefusals:
     def test_bad_input(self, capsys, arguments, message):
         assert message in refused(capsys, *arguments)
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--objective", "speed"], "objective 'speed' is not known"),
+            (["--codecs", "raw,int3"], "codec 'int3' is not there to choose"),
+            (["--strategy", "guess"], "there is no strategy 'guess'"),
+        ],
+    )
+    def test_wishes_are_checked_before_anything_is_measured(self, capsys, cluster_yaml, arguments, message):
+        # The model does not exist: it would be the next thing to fail.
+        assert message in refused(capsys, "plan", "no.such:model", "--topology", cluster_yaml, *arguments)
+
+    @pytest.mark.parametrize("arguments", [[], ["verify"], ["verify", "x:y", "--stages", "0"], ["nonsense"]])
+    def test_a_wrong_command_line_is_one_line_too(self, capsys, arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_a_closed_pipe_is_no_error(self):
+        result = subprocess.run(
+            f"{sys.executable} -m splitinfer profile splitinfer.zoo:digits | true", shell=True, capture_output=True, text=True, timeout=120
+        )
+        assert "Traceback" not in result.stderr
+
     def test_topology_errors_carry_line_and_key(self, capsys, tmp_path):
         path = tmp_path / "cluster.yaml"
         path.write_text(CLUSTER.replace("10 Mbps", "fast"))

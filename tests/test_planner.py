@@ -204,7 +204,7 @@ def test_memory_limits_are_respected_and_explained():
 def test_unknown_wishes_are_refused():
     with pytest.raises(PlanError, match="objective 'beauty' is not known"):
         plan(CHAIN, SLOW_LINK, "beauty")
-    with pytest.raises(PlanError, match="codec 'int3' is not in the profile, which has raw, int8"):
+    with pytest.raises(PlanError, match="codec 'int3' is not there to choose; measured are raw, int8"):
         plan(CHAIN, SLOW_LINK, codecs=["raw", "int3"])
 
 
@@ -224,6 +224,13 @@ def test_baselines_are_plans_too():
     assert plans["t1 only"].crossings[0].codec == "int8"  # the compressed input
     listed = {rival.name: rival.cost for rival in plan(CHAIN, SLOW_LINK, codecs=CODECS).baselines}
     assert all(listed[name] == made.cost for name, made in plans.items())
+
+
+def test_known_codecs_are_those_of_the_registry():
+    from splitinfer import codecs
+    from splitinfer.planner import KNOWN_CODECS
+
+    assert codecs.names() == KNOWN_CODECS
 
 
 class TestTimes:
