@@ -21,9 +21,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from splitinfer.errors import CutError, InputError
-
-INPUT = "<input>"
-"""The producer of the model's inputs."""
+from splitinfer.plans import INPUT
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from splitinfer.codecs.block import dtype_name
 from splitinfer.errors import CaptureError
-from splitinfer.graph import INPUT, Graph, InputLeaf, Layer, OutputLeaf, TensorSpec, Together, weights_nbytes
+from splitinfer.graph import Graph, InputLeaf, Layer, OutputLeaf, TensorSpec, Together, weights_nbytes
 from splitinfer.operators import Run, is_getitem, is_random, layer_names, module_path
+from splitinfer.plans import INPUT
 from splitinfer.program import batch_shapes, functional_program
 from splitinfer.sizes import SYMBOLIC, evaluate
 

@@ -14,10 +14,9 @@ import partitioners as p
 from cluster.topology import LinkSpec, Topology
 from cluster.units import format_bytes
 from splitinfer.errors import PlanError
-from splitinfer.plans import Candidate, Cost, Crossing, Plan, PlannedStage
+from splitinfer.plans import INPUT, Candidate, Cost, Crossing, Plan, PlannedStage
 from splitinfer.profiles import Profile, TensorProfile, TierTimes
 
-INPUT = "<input>"
 _ENTRY = "<entry>"
 KNOWN_CODECS = ("raw", "zstd", "fp16", "int8")
 """What a profile measures unless told otherwise; the registry itself needs torch (a test holds the two together)."""

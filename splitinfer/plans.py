@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from splitinfer.graph import Graph
 
 VERSION = 1
+INPUT = "<input>"
+"""The producer of the model's inputs, where a layer's name would stand."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,6 @@ class Plan:
 
         Raises CutError where the stages are not possible.
         """
-        from splitinfer.graph import INPUT
-
         graph.check_stages(stages)
         names = list(tiers) if tiers is not None else [f"tier{index}" for index in range(len(stages))]
         if len(names) != len(stages):

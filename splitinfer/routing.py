@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from splitinfer.graph import INPUT, Graph
-from splitinfer.plans import Plan
+from splitinfer.graph import Graph
+from splitinfer.plans import INPUT, Plan
 
 SOURCE = -1
 """The position of the caller in front of stage 0."""

@@ -11,9 +11,8 @@ from torch import nn
 
 from splitinfer import capture, zoo
 from splitinfer.errors import CaptureError, CutError, InputError
-from splitinfer.graph import INPUT
 from splitinfer.pipeline import Pipeline
-from splitinfer.plans import Plan
+from splitinfer.plans import INPUT, Plan
 from splitinfer.stages import carve
 from splitinfer.verify import compare, verify_all_cuts, verify_split
 

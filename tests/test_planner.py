@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cluster.topology import Compute, LinkSpec, TierSpec, Topology
 from splitinfer.errors import PlanError, ProfileError
-from splitinfer.planner import INPUT, baseline_plans, plan
-from splitinfer.plans import Plan
+from splitinfer.planner import baseline_plans, plan
+from splitinfer.plans import INPUT, Plan
 from splitinfer.profiles import Framework, LayerProfile, Measurement, Profile, TensorProfile
 
 CODECS = ("raw", "int8")
