@@ -82,7 +82,7 @@ def verify_all_cuts(graph: Graph, model: nn.Module, *, progress: bool = False) -
 
 
 def _known_reason(model: nn.Module, plan: Plan) -> str:
-    lossy = sorted({crossing.codec for crossing in plan.crossings} - set(codecs.LOSSLESS))
+    lossy = sorted({crossing.codec for crossing in plan.crossings if not codecs.get(crossing.codec).lossless})
     if lossy:
         return f"the plan sends tensors as {', '.join(lossy)}, which loses bits on purpose"
     for name, module in model.named_modules():

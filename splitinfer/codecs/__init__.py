@@ -1,35 +1,31 @@
-"""Activation codecs: three verbs, ``encode``, ``decode`` and ``estimate``, behind one protocol.
+"""Activation codecs: three verbs, ``encode``, ``decode`` and ``estimate``, behind one protocol and one grammar of names.
 
 >>> import torch
 >>> from splitinfer import codecs
->>> data = codecs.get("int8").encode(torch.rand(1, 64, 56, 56))
->>> codecs.get("int8").decode(data).shape
+>>> data = codecs.get("int4/channel+zstd").encode(torch.rand(1, 64, 56, 56))
+>>> codecs.get("int4/channel+zstd").decode(data).shape
 torch.Size([1, 64, 56, 56])
+
+What there is to choose from: :func:`catalogue`, and docs/codecs.md.
 """
 
 from __future__ import annotations
 
-from splitinfer.codecs.block import Codec, TensorLike
-from splitinfer.codecs.lossless import Raw, Zstd
-from splitinfer.codecs.quantized import Fp16, Int8
-from splitinfer.errors import CodecError
+from splitinfer.codecs.base import Codec
+from splitinfer.codecs.block import TensorLike
+from splitinfer.codecs.forms import DEFAULT, SUGGESTED, catalogue, get
 
-__all__ = ["LOSSLESS", "Codec", "TensorLike", "get", "names"]
+__all__ = ["LOSSLESS", "Codec", "TensorLike", "catalogue", "get", "names", "suggested"]
 
-_REGISTRY: dict[str, Codec] = {codec.name: codec for codec in (Raw(), Zstd(), Fp16(), Int8())}
-
-LOSSLESS = tuple(name for name, codec in _REGISTRY.items() if codec.lossless)
-"""The codecs that return every bit."""
+LOSSLESS = tuple(name for name in DEFAULT if get(name).lossless)
+"""Those of :func:`names` that return every bit; of any other codec, its `lossless` says it."""
 
 
 def names() -> tuple[str, ...]:
-    """The names that :func:`get` knows."""
-    return tuple(_REGISTRY)
+    """The codecs that are measured unless others are asked for."""
+    return DEFAULT
 
 
-def get(name: str) -> Codec:
-    """The codec of this name. Raises CodecError, which lists the known names, for any other."""
-    try:
-        return _REGISTRY[name]
-    except KeyError:
-        raise CodecError(f"no codec '{name}'; known: {', '.join(_REGISTRY)}") from None
+def suggested() -> tuple[str, ...]:
+    """The codecs that a calibration should try on activations: from lossless to a few bits."""
+    return SUGGESTED

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import struct
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +35,8 @@ DTYPES: tuple[torch.dtype, ...] = (
 )
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _MAX_NDIM = 64
+PREFIX_NBYTES = 8
+"""Bytes from which :func:`declared_nbytes` reads how long the whole header is."""
 _PREFIX = struct.Struct("<BBBBBBH")  # codec id, mode, dtype code, number of dimensions, flags, misalignment, reserved
 _STRIDED = 1  # flag: strides follow the shape
 _LINE = 64  # bytes of a cache line, to which torch aligns what it allocates
@@ -116,8 +117,7 @@ class Header:
             raise CodecError(f"unknown dtype number {code}; this version knows {len(DTYPES)}")
         if ndim > _MAX_NDIM or flags > _STRIDED or reserved or misalignment >= _LINE or misalignment % DTYPES[code].itemsize:
             raise CodecError(f"malformed tensor header: {ndim} dimensions, flags {flags}, misalignment {misalignment}")
-        size = _PREFIX.size + 8 * ndim * (1 + flags)
-        padded = -(-size // ALIGNMENT) * ALIGNMENT
+        padded = declared_nbytes(view)
         if len(view) < padded:
             raise CodecError(f"truncated tensor header: {len(view)} of {padded} bytes")
         numbers = struct.unpack_from(f"<{ndim * (1 + flags)}Q", view, _PREFIX.size)
@@ -130,6 +130,12 @@ class Header:
         if header.strides is not None and not _plain(header.shape, header.strides):
             raise CodecError(f"strides {header.strides} of shape {header.shape} overlap")
         return header, view[padded:]
+
+
+def declared_nbytes(prefix: Buffer) -> int:
+    """Bytes of the header, padding included, that starts with these PREFIX_NBYTES bytes; at most 1040."""
+    ndim, flags = min(prefix[3], _MAX_NDIM), min(prefix[4], _STRIDED)
+    return -(-(_PREFIX.size + 8 * ndim * (1 + flags)) // ALIGNMENT) * ALIGNMENT
 
 
 def _padded(data: bytes) -> bytes:
@@ -222,49 +228,6 @@ def as_tensor(data: Buffer, dtype: torch.dtype, count: int) -> Tensor:
     if len(data) != count * dtype.itemsize:
         raise CodecError(f"body of {len(data)} bytes where {count} x {dtype_name(dtype)} need {count * dtype.itemsize}")
     return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-
-class Codec(ABC):
-    """One way to write a tensor as bytes.
-
-    Codecs are stateless to their callers and safe to use from several threads.
-    """
-
-    name: ClassVar[str]
-    codec_id: ClassVar[int]
-    """The codec's number on the wire; never reused."""
-    lossless: ClassVar[bool]
-
-    @abstractmethod
-    def parts(self, tensor: Tensor) -> list[Buffer]:
-        """The encoded tensor as buffers to be joined, so that a packet copies each byte once."""
-
-    @abstractmethod
-    def body(self, header: Header, data: memoryview) -> Tensor:
-        """The elements in the order of memory, from a body whose header was already checked."""
-
-    @abstractmethod
-    def estimate(self, spec: TensorLike) -> int:
-        """Bytes that :meth:`encode` never exceeds for a row-major tensor of this shape and dtype; exact for `raw`."""
-
-    def encode(self, tensor: Tensor) -> bytes:
-        """The tensor as self-describing bytes. Raises CodecError for a sparse, quantised or unknown tensor."""
-        return b"".join(self.parts(tensor))
-
-    def decode(self, data: Buffer, *, limit_nbytes: int = DEFAULT_LIMIT_NBYTES, copy: bool = True) -> Tensor:
-        """The tensor, on the CPU, with the strides it had.
-
-        Sizes are checked against `limit_nbytes` before anything is allocated. With ``copy=False`` the result may share
-        the memory of `data` and must not be written to. Raises CodecError for bytes that this codec did not write.
-        """
-        header, body = Header.unpack(data, limit_nbytes)
-        if header.codec_id != self.codec_id:
-            raise CodecError(f"written by codec number {header.codec_id}; '{self.name}' is number {self.codec_id}")
-        try:
-            tensor = from_body(self.body(header, body), header)
-        except (RuntimeError, ValueError, OverflowError, struct.error) as error:
-            raise CodecError(f"malformed '{self.name}' tensor: {error}") from error
-        return placed(tensor, header.misalignment, copy and shares(tensor, body))
 
 
 def placed(tensor: Tensor, misalignment: int, copy: bool) -> Tensor:

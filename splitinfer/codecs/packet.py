@@ -30,7 +30,8 @@ import xxhash
 from torch import Tensor
 
 from splitinfer import codecs
-from splitinfer.codecs.block import ALIGNMENT, DEFAULT_LIMIT_NBYTES, Buffer, Codec
+from splitinfer.codecs.base import Codec
+from splitinfer.codecs.block import ALIGNMENT, DEFAULT_LIMIT_NBYTES, Buffer
 from splitinfer.errors import PacketError
 
 MAGIC = b"SPLI"
