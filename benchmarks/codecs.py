@@ -29,8 +29,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from splitinfer import codecs, zoo
-from splitinfer.demo import calibrate_batch_norm, photographs, trained_digits
+from splitinfer.demo import calibrate_batch_norm, photographs
 from splitinfer.memory import keep_freed_memory
+from splitinfer.trained import trained_digits, trained_vit
 
 BATCH = 32
 TARGET = 1.15  # int8 against straight-line code
@@ -40,33 +41,6 @@ Packed = tuple[Callable[[Tensor], bytes], Callable[[bytes, Tensor], Tensor]]
 
 
 # -- models
-
-
-class DigitsViT(nn.Module):
-    """Four blocks of width 64 over the 16 patches of 2 x 2 pixels of a digit: (batch, 1, 8, 8) -> (batch, 10)."""
-
-    def __init__(self, width: int = 64, depth: int = 4) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(1, width, 2, stride=2)
-        self.places = nn.Parameter(torch.zeros(1, 16, width))
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True) for _ in range(depth)
-        )
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
-
-    def until(self, cut: int, images: Tensor) -> Tensor:
-        tokens = self.embed(images).flatten(2).transpose(1, 2) + self.places
-        for block in self.blocks[:cut]:
-            tokens = block(tokens)
-        return tokens.contiguous()
-
-    def onward(self, cut: int, tokens: Tensor) -> Tensor:
-        for block in self.blocks[cut:]:
-            tokens = block(tokens)
-        return self.head(self.norm(tokens).mean(1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.onward(0, self.until(0, images))
 
 
 @dataclass(frozen=True)
@@ -84,24 +58,6 @@ class Cut:
         with torch.no_grad():
             answers = torch.cat([self.after(batch).argmax(1) for batch in received])
         return float((answers == self.labels).float().mean())
-
-
-def trained_vit(epochs: int) -> tuple[DigitsViT, Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    data = load_digits()
-    images, labels = torch.tensor(data.images[:, None] / 16, dtype=torch.float32), torch.tensor(data.target)
-    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
-    torch.manual_seed(0)
-    model = DigitsViT()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(epochs):
-        for chosen in torch.split(torch.randperm(len(train_x)), 64):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(train_x[chosen]), train_y[chosen]).backward()
-            optimiser.step()
-    return model.eval(), test_x, test_y
 
 
 def cuts(quick: bool) -> list[Cut]:

@@ -9,71 +9,41 @@ The words, as this project uses them (papers use the first two in opposite sense
 - *Tier*: device, edge, cloud; any number in a line. *Cut tensor*: an activation that crosses a link; it is sent once
   per link, whatever the number of its consumers.
 
-This package solves the horizontal split for minimum latency:
+This package solves the horizontal split for latency, interval (throughput), critical path, energy, money and weighted
+sums of them, under limits on memory, error and any cost; and whole families of plans (docs/plan-families.md):
 
     >>> problem = Problem.from_json(text)
-    >>> print(solve(problem))
+    >>> print(solve(problem, objective="latency + 0.2*energy"))
+    >>> print(check(problem, answer))
 
-A strategy is a function from a `Problem` to a `Solution`; `STRATEGIES` names those that come with the package, and a
-plain function of yours that returns op -> tier serves as well. No other package of the project is imported here.
+A strategy is a function from a `Problem` and an `Objective` to a `Solution`; `STRATEGIES` names those that come with
+the package, and a plain function of yours that returns op -> tier serves as well. No other package of the project is
+imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from partitioners.baselines import baseline_solutions
-from partitioners.cost import evaluate, solution
+from partitioners.checker import Verdict, check
+from partitioners.cost import evaluate, solution, violations
 from partitioners.errors import Infeasible, PartitionerError, ProblemError
-from partitioners.exhaustive import by_exhaustion
-from partitioners.milp import by_milp
-from partitioners.mincut import by_mincut, exact_for
-from partitioners.placement import Certificate, Cost, Crossing, Solution
+from partitioners.load import offered_load, rank_by_load
+from partitioners.mincut import exact_for
+from partitioners.objective import FIELDS, LATENCY, Objective
+from partitioners.parametric import BandwidthTable, Span, at_rate, bandwidth_table
+from partitioners.pareto import Front, pareto_front
+from partitioners.placement import Certificate, Cost, Crossing, Solution, certify
 from partitioners.problem import Codec, Link, Op, Problem, Tensor, Tier
+from partitioners.robust import Intervals, RobustPlan, min_max_cost, min_max_regret, worst_regret
+from partitioners.strategies import STRATEGIES, Strategy, auto, solve
+from partitioners.switching import LinkEstimate, Switching, offline_optimum
+from partitioners.topk import top_k
 
 __all__ = [
-    "STRATEGIES", "Certificate", "Codec", "Cost", "Crossing", "Infeasible", "Link", "Op", "PartitionerError",
-    "Problem", "ProblemError", "Solution", "Strategy", "Tensor", "Tier", "auto", "baseline_solutions", "evaluate",
-    "exact_for", "solve",
+    "FIELDS", "LATENCY", "STRATEGIES", "BandwidthTable", "Certificate", "Codec", "Cost", "Crossing", "Front",
+    "Infeasible", "Intervals", "Link", "LinkEstimate", "Objective", "Op", "PartitionerError", "Problem",
+    "ProblemError", "RobustPlan", "Solution", "Span", "Strategy", "Switching", "Tensor", "Tier", "Verdict",
+    "at_rate", "auto", "bandwidth_table", "baseline_solutions", "certify", "check", "evaluate", "exact_for",
+    "min_max_cost", "min_max_regret", "offered_load", "offline_optimum", "pareto_front", "rank_by_load", "solution",
+    "solve", "top_k", "violations", "worst_regret",
 ]  # fmt: skip
-
-AUTO_LIMIT_S = 60.0  # for HiGHS within "auto": past it the cut's plan and the better bound are as good an answer
-
-Strategy = Callable[[Problem], Solution | Mapping[str, str]]
-
-
-def auto(problem: Problem) -> Solution:
-    """Cut first; only where the cut leaves a gap, close it by integer programming."""
-    cut = by_mincut(problem)
-    if cut.certificate.status == "optimal" or exact_for(problem):
-        return cut
-    try:
-        exact = by_milp(problem, AUTO_LIMIT_S)
-    except PartitionerError:  # the limit passed without a placement
-        return cut
-    best = min(exact, cut, key=lambda s: s.cost.latency_s)
-    bound = max(s.certificate.bound or 0.0 for s in (cut, exact))
-    return solution(problem, best.placement, best.strategy, bound)
-
-
-STRATEGIES: dict[str, Callable[[Problem], Solution]] = {
-    "auto": auto,
-    "mincut": by_mincut,
-    "milp": by_milp,
-    "exhaustive": by_exhaustion,
-}
-
-
-def solve(problem: Problem, strategy: str | Strategy = "auto") -> Solution:
-    """Place every op. `strategy` is a name of `STRATEGIES` or a function to a `Solution` or to op -> tier.
-
-    A function's mapping is checked and priced like any other; its certificate claims nothing beyond "feasible".
-    """
-    if isinstance(strategy, str):
-        if strategy not in STRATEGIES:
-            raise PartitionerError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
-        return STRATEGIES[strategy](problem)
-    answer = strategy(problem)
-    if isinstance(answer, Solution):
-        return answer
-    return solution(problem, answer, getattr(strategy, "__name__", "function"))

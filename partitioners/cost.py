@@ -1,73 +1,261 @@
-"""The only cost function: what a placement costs, with the best codec for each tensor that crosses a link."""
+"""The only cost function: everything that a placement costs, and the best codec for each tensor that crosses a link."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from partitioners.errors import Infeasible
-from partitioners.placement import Certificate, Cost, Crossing, Solution, certify
-from partitioners.problem import Codec, Problem
+from partitioners.objective import LATENCY, Objective
+from partitioners.placement import Certificate, Cost, Crossing, Direction, Solution, certify
+from partitioners.problem import Codec, Problem, Tensor
 
-Price = tuple[float, float, float]  # encode, wire, decode seconds
+ROUNDING = 1e-9
+"""Relative: limits are kept up to this, because sums of floats depend on their order."""
 
 
-def evaluate(problem: Problem, placement: Mapping[str, str]) -> tuple[Cost, tuple[Crossing, ...]]:
-    """Price a placement; O(ops + consumers + crossings x codecs). Raises `Infeasible` naming the op and its tier."""
+def evaluate(
+    problem: Problem, placement: Mapping[str, str], codecs: Iterable[Crossing] | None = None, objective: Objective | str = LATENCY
+) -> tuple[Cost, tuple[Crossing, ...]]:
+    """Price a placement; O(ops + consumers + crossings x codecs).
+
+    `codecs` are the choices to price; None: the best for the additive part of `objective`, tensor by tensor (for latency
+    where it has none). Limits on costs and memory are not looked at, see `violations`. Raises `Infeasible` naming the op
+    and its tier, or the crossing, that breaks a rule.
+    """
     tier = _tiers(problem, placement)
-    compute = [0.0] * len(problem.tiers)
-    for op in problem.ops:
-        compute[tier[op.name]] += op.seconds[tier[op.name]]
-    crossings: list[Crossing] = []
-    prices: list[Price] = []
-    sent = [0.0] * len(problem.links)
-    returned_s, returning = 0.0, 0
+    chosen = None if codecs is None else {(c.tensor, c.link, c.direction): c.codec for c in codecs}
+    made = _Bill(problem, Objective.of(objective))
+    finish = dict.fromkeys(problem.op_index, 0.0)  # for the critical path: when an op's inputs are there, then when it is done
+    produced: dict[str, list[Tensor]] = {name: [] for name in problem.op_index}
     for tensor in problem.tensors:
-        home = tier[tensor.producer]
-        users = sorted({tier[name] for name in tensor.consumers} - {home})
-        # A hop begins with an encode and ends with a decode: one per link, or one for the whole way.
-        hops: list[tuple[int, list[int]]] = [(home, users)] if users else []
-        if users and problem.relay == "transcode":
-            hops = [(j, [j + 1]) for j in range(home, users[-1])]
-        for start, stops in hops:
-            price, codec = min(((_price(problem, c, start, stops), c) for c in tensor.ways), key=lambda pc: sum(pc[0]))
-            links = tuple(range(start, stops[-1]))
-            prices.append(price)
-            crossings.append(Crossing(tensor.name, codec.name, links, codec.nbytes))
-            for j in links:
-                sent[j] += codec.nbytes
-        if tensor.returned:
-            returned_s += sum(tensor.nbytes / link.back_bytes_per_s for link in problem.links[:home])
-            returning = max(returning, home)
-    used = {j for crossing in crossings for j in crossing.links}
-    encode_s, wire_s, decode_s = (sum(column) for column in zip((0.0, 0.0, 0.0), *prices, strict=True))
-    cost = Cost(
-        compute_s=sum(compute),
-        encode_s=encode_s,
-        wire_s=wire_s,
-        link_latency_s=sum(problem.links[j].latency_s for j in sorted(used)),
-        decode_s=decode_s,
-        return_s=returned_s + sum(link.latency_s for link in problem.links[:returning]),
-        tier_compute_s={t.name: seconds for t, seconds in zip(problem.tiers, compute, strict=True)},
-        link_nbytes=tuple(sent),
-    )
-    return cost, tuple(crossings)
+        produced[tensor.producer].append(tensor)
+    for name in problem.predecessors:
+        op, home = problem.ops[problem.op_index[name]], tier[name]
+        finish[name] += made.compute(op.seconds[home] * op.reach, home)
+        made.memory[home] += op.memory_bytes
+        for tensor in produced[name]:
+            arrival = made.send(tensor, home, {tier[user] for user in tensor.consumers}, chosen)
+            for user in tensor.consumers:
+                finish[user] = max(finish[user], finish[name] + arrival[tier[user]])
+            if tensor.returned:
+                made.finish = max(made.finish, finish[name] + made.give_back(tensor, home))
+    if chosen:
+        (name, link, direction), codec = next(iter(chosen.items()))
+        raise Infeasible(f"{codec!r} is chosen for tensor {name!r} {direction} link {link}, which it does not cross")
+    return made.total(max([made.finish, *finish.values()])), tuple(made.crossings)
 
 
 def solution(
-    problem: Problem, placement: Mapping[str, str], strategy: str, bound_s: float | None = None
+    problem: Problem,
+    placement: Mapping[str, str],
+    strategy: str,
+    bound: float | None = None,
+    objective: Objective | str = LATENCY,
+    codecs: Iterable[Crossing] | None = None,
 ) -> Solution:
-    """Price a placement and put its proof beside it; without a bound it is only "feasible"."""
-    cost, crossings = evaluate(problem, placement)
-    certificate = Certificate("feasible") if bound_s is None else certify(cost.latency_s, bound_s)
-    return Solution({op.name: placement[op.name] for op in problem.ops}, crossings, cost, strategy, certificate)
+    """Price a placement and put its proof beside it; without a bound it is only "feasible".
+
+    Raises `Infeasible` where the placement breaks a rule or a limit, the latter with both numbers.
+    """
+    objective = Objective.of(objective)
+    cost, crossings = evaluate(problem, placement, codecs, objective)
+    if broken := violations(problem, cost):
+        raise Infeasible("; ".join(broken))
+    certificate = Certificate("feasible") if bound is None else certify(objective.value(cost), bound)
+    return Solution({op.name: placement[op.name] for op in problem.ops}, crossings, cost, strategy, certificate, objective)
 
 
-def _price(problem: Problem, codec: Codec, start: int, stops: Sequence[int]) -> Price:
-    """Seconds of one hop: encoded at `start`, carried to the last stop, decoded at each stop."""
-    wire_s = sum(codec.nbytes / link.bytes_per_s for link in problem.links[start : stops[-1]])
-    if not codec.encode_s:  # raw
-        return 0.0, wire_s, 0.0
-    return codec.encode_s[start], wire_s, sum(codec.decode_s[i] for i in stops)
+def violations(problem: Problem, cost: Cost) -> list[str]:
+    """Every limit that this cost breaks, with both numbers; empty if none."""
+    held = [
+        (f"tier {tier.name!r} holds {cost.tier_memory_bytes[tier.name]:,.0f} bytes", cost.tier_memory_bytes[tier.name],
+         tier.memory_bytes, f"{tier.memory_bytes:,.0f}")
+        for tier in problem.tiers if tier.memory_bytes is not None
+    ]  # fmt: skip
+    held += [(f"{name} is {getattr(cost, name):.6g}", getattr(cost, name), limit, f"{limit:.6g}") for name, limit in problem.limits.items()]
+    return [f"{what}, {value - limit:.6g} over the limit of {shown}" for what, value, limit, shown in held if exceeds(value, limit)]
+
+
+def exceeds(value: float, limit: float) -> bool:
+    """Whether a limit is broken by more than rounding."""
+    return value > limit * (1 + ROUNDING) + 1e-12
+
+
+def hops(problem: Problem, home: int, users: Iterable[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """How a tensor travels from its producer's tier to those of its users: (where it is encoded, where decoded).
+
+    Relay "transcode": one hop a link. "forward": one hop in all.
+    """
+    stops = tuple(sorted(set(users) - {home}))
+    if problem.relay == "forward":
+        return [(home, stops)] if stops else []
+    top, bottom = max((home, *stops)), min((home, *stops))
+    up: list[tuple[int, tuple[int, ...]]] = [(j, (j + 1,)) for j in range(home, top)]
+    return up + [(j, (j - 1,)) for j in range(home, bottom, -1)]
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one hop with one codec, `reach` not applied."""
+
+    encode_s: float
+    up_s: float
+    """Wire."""
+    down_s: float
+    decode_s: float
+    transfer_s: float | None
+    """Instead of encoding, wire up and decoding above, in latency."""
+    decode_down_s: float
+    """The part of `decode_s` on tiers below the start."""
+    energy_j: float
+    money: float
+
+    @property
+    def latency_s(self) -> float:
+        """Without the latency of links."""
+        if self.transfer_s is None:
+            return self.encode_s + self.up_s + self.down_s + self.decode_s
+        return self.transfer_s + self.down_s + self.decode_down_s
+
+
+def price(problem: Problem, codec: Codec, start: int, stops: Sequence[int]) -> Price:
+    """Price a hop: encoded at `start`, carried to the furthest stop each way, decoded at each stop."""
+    zeros = (0.0,) * len(problem.tiers)
+    encode, decode = codec.encode_s or zeros, codec.decode_s or zeros
+    up, down = problem.links[start : max(stops)], problem.links[min(stops) : start]
+    busy = [(start, encode[start]), *((i, decode[i]) for i in stops)]
+    return Price(
+        encode_s=encode[start],
+        up_s=sum(codec.nbytes / link.bytes_per_s for link in up),
+        down_s=sum(codec.nbytes / link.back_bytes_per_s for link in down),
+        decode_s=sum(decode[i] for i in stops),
+        transfer_s=sum(codec.transfer_s[start : max(stops)]) if codec.transfer_s and up else None,
+        decode_down_s=sum(decode[i] for i in stops if i < start),
+        energy_j=sum(problem.tiers[i].watts * s for i, s in busy) + sum(codec.nbytes * link.joules_per_byte for link in (*up, *down)),
+        money=sum(problem.tiers[i].price_per_s * s for i, s in busy) + sum(codec.nbytes * link.price_per_byte for link in (*up, *down)),
+    )
+
+
+class _Bill:
+    """Adds up what a placement costs."""
+
+    def __init__(self, problem: Problem, objective: Objective) -> None:
+        self.problem = problem
+        weights = [objective.weight(name) for name in ("latency", "energy", "money", "error")]
+        self.weights = weights if any(weights) else [1.0, 0.0, 0.0, 0.0]
+        tiers, links = len(problem.tiers), len(problem.links)
+        self.load, self.memory = [0.0] * tiers, [0.0] * tiers
+        self.wire: dict[Direction, list[float]] = {"up": [0.0] * links, "down": [0.0] * links}
+        self.nbytes: dict[Direction, list[float]] = {"up": [0.0] * links, "down": [0.0] * links}
+        self.used: dict[Direction, list[float]] = {"up": [0.0] * links, "down": [0.0] * links}  # the reach of what uses it
+        self.parts = dict.fromkeys(("compute", "encode", "wire", "transfer", "decode", "return"), 0.0)
+        self.energy_j = self.money = self.error = self.finish = 0.0
+        self.crossings: list[Crossing] = []
+
+    def compute(self, seconds: float, tier: int) -> float:
+        self.parts["compute"] += seconds
+        self._busy(tier, seconds)
+        return seconds
+
+    def send(self, tensor: Tensor, home: int, users: set[int], chosen: dict[tuple[str, int, Direction], str] | None) -> dict[int, float]:
+        """Send a tensor to its users; returns tier -> seconds until it is there, nothing else in the way."""
+        links = self.problem.links
+        arrival = {home: 0.0}
+        for start, stops in hops(self.problem, home, users):
+            ways: list[tuple[int, Direction]] = [(j, "up") for j in range(start, max(stops))]
+            ways += [(j, "down") for j in reversed(range(min(stops), start))]
+            codec = self._cheapest(tensor, start, stops) if chosen is None else _given(tensor, ways, chosen)
+            cost = price(self.problem, codec, start, stops)
+            self._pay(tensor, codec, cost, start, stops)
+            for j, direction in ways:
+                rate = links[j].bytes_per_s if direction == "up" else links[j].back_bytes_per_s
+                self._carry(j, direction, codec.nbytes * tensor.reach, rate, tensor.reach)
+                self.crossings.append(Crossing(tensor.name, j, codec.name, codec.nbytes, direction))
+            for stop in stops:
+                alone = price(self.problem, codec, start, (stop,)).latency_s
+                latency = sum(link.latency_s for link in links[min(start, stop) : max(start, stop)])
+                arrival[stop] = arrival[start] + (alone + latency) * tensor.reach
+        return arrival
+
+    def give_back(self, tensor: Tensor, home: int) -> float:
+        """Return a result, raw, to tier 0; returns the seconds, nothing else in the way."""
+        seconds, nbytes = 0.0, tensor.nbytes * tensor.reach
+        for j, link in enumerate(self.problem.links[:home]):
+            self._carry(j, "down", nbytes, link.back_bytes_per_s, tensor.reach)
+            self.energy_j += nbytes * link.joules_per_byte
+            self.money += nbytes * link.price_per_byte
+            self.parts["return"] += nbytes / link.back_bytes_per_s
+            seconds += nbytes / link.back_bytes_per_s + link.latency_s * tensor.reach
+        return seconds
+
+    def total(self, critical_path_s: float) -> Cost:
+        links, tiers = self.problem.links, [tier.name for tier in self.problem.tiers]
+        return Cost(
+            **{f"{part}_s": seconds for part, seconds in self.parts.items()},
+            link_latency_s=sum(link.latency_s * used for side in self.used.values() for link, used in zip(links, side, strict=True)),
+            interval_s=max([*self.load, *self.wire["up"], *self.wire["down"]]),
+            critical_path_s=critical_path_s,
+            energy_j=self.energy_j,
+            money=self.money,
+            error=self.error,
+            tier_load_s=dict(zip(tiers, self.load, strict=True)),
+            link_load_s=tuple(self.wire["up"]),
+            return_load_s=tuple(self.wire["down"]),
+            tier_memory_bytes=dict(zip(tiers, self.memory, strict=True)),
+            link_nbytes=tuple(self.nbytes["up"]),
+            return_nbytes=tuple(self.nbytes["down"]),
+        )
+
+    def _busy(self, tier: int, seconds: float) -> None:
+        self.load[tier] += seconds
+        self.energy_j += seconds * self.problem.tiers[tier].watts
+        self.money += seconds * self.problem.tiers[tier].price_per_s
+
+    def _carry(self, link: int, direction: Direction, nbytes: float, rate: float, reach: float) -> None:
+        self.wire[direction][link] += nbytes / rate
+        self.nbytes[direction][link] += nbytes
+        self.used[direction][link] = max(self.used[direction][link], reach)
+
+    def _pay(self, tensor: Tensor, codec: Codec, cost: Price, start: int, stops: Sequence[int]) -> None:
+        reach = tensor.reach
+        if cost.transfer_s is None:
+            parts = {"encode": cost.encode_s, "wire": cost.up_s + cost.down_s, "decode": cost.decode_s}
+        else:
+            parts = {"transfer": cost.transfer_s, "wire": cost.down_s, "decode": cost.decode_down_s}
+        for part, seconds in parts.items():
+            self.parts[part] += seconds * reach
+        self.load[start] += cost.encode_s * reach
+        for stop in stops:
+            self.load[stop] += (codec.decode_s[stop] if codec.decode_s else 0.0) * reach
+        self.energy_j += cost.energy_j * reach
+        self.money += cost.money * reach
+        self.error += codec.error
+
+    def _cheapest(self, tensor: Tensor, start: int, stops: Sequence[int]) -> Codec:
+        if len(tensor.ways) == 1:
+            return tensor.ways[0]
+        latency, energy, money, error = self.weights
+
+        def weigh(codec: Codec) -> float:
+            cost = price(self.problem, codec, start, stops)
+            seconds = latency * cost.latency_s + energy * cost.energy_j + money * cost.money
+            return seconds * tensor.reach + error * codec.error
+
+        return min(tensor.ways, key=weigh)
+
+
+def _given(tensor: Tensor, ways: Sequence[tuple[int, Direction]], chosen: dict[tuple[str, int, Direction], str]) -> Codec:
+    """Take the choice for one hop out of `chosen`; a forwarded tensor has one codec on all its links."""
+    names = {chosen.pop((tensor.name, j, direction), None) for j, direction in ways}
+    codec = next((codec for codec in tensor.ways if {codec.name} == names), None)
+    if codec is None:
+        known = ", ".join(codec.name for codec in tensor.ways)
+        where = ", ".join(f"{direction} link {j}" for j, direction in ways)
+        raise Infeasible(
+            f"tensor {tensor.name!r} crosses {where} with {', '.join(map(repr, names))}; one of its codecs is needed: {known}"
+        )
+    return codec
 
 
 def _tiers(problem: Problem, placement: Mapping[str, str]) -> dict[str, int]:
@@ -85,6 +273,12 @@ def _tiers(problem: Problem, placement: Mapping[str, str]) -> dict[str, int]:
         if op.pinned not in (None, where):
             raise Infeasible(f"{op.name!r} is on {where!r} but pinned to {op.pinned!r}")
         tier[op.name] = problem.tier_index[where]
+    if not problem.two_way:
+        _downwards(problem, placement, tier)
+    return tier
+
+
+def _downwards(problem: Problem, placement: Mapping[str, str], tier: Mapping[str, int]) -> None:
     for tensor in problem.tensors:
         for name in tensor.consumers:
             if tier[name] < tier[tensor.producer]:
@@ -93,4 +287,5 @@ def _tiers(problem: Problem, placement: Mapping[str, str]) -> dict[str, int]:
                     f" {placement[tensor.producer]!r}; data flows down the line only."
                     f"\n  Put {name!r} on {placement[tensor.producer]!r} or later, or {tensor.producer!r} earlier."
                 )
-    return tier
+
+

@@ -1,129 +1,362 @@
-"""Minimum latency, exact for every problem, as a mixed-integer program for HiGHS (Huangfu and Hall, 2018).
+"""Every objective and every limit, exact, as a mixed-integer program for HiGHS (Huangfu and Hall, 2018).
 
-    y[v,i] = 1 iff op v is on tier i                                  the only integers
-    s[t,h,M] = 1 iff tensor t is produced on tier h and served to exactly the tiers M beyond h
+    y[v,i] = 1 iff op v is on tier i
+    s[h,c] = 1 iff a tensor takes hop h with its codec c; a hop says where it is encoded and where decoded
 
-The price of (h, M) has the best codec in it already, so no codec variables remain, and a codec's fixed encode cost,
-which breaks the minimum cut, is an ordinary number here. With one consumer per tensor the relaxation is the local
-polytope of the line, which is what makes it tight. Variables: O(ops k + tensors 2^k), or tensors k^2 for "transcode",
-where being served on a tier serves every tier on the way. Worst case exponential in the ops, as any exact method.
+Relay "transcode": a hop is one link, one way. Relay "forward": a hop is a tier and the set of other tiers served from
+it, so that a codec's fixed encode cost, which breaks the minimum cut, is an ordinary number here; with one consumer per
+tensor the relaxation is the local polytope of the line, which is what makes it tight.
+
+Where no codec matters but through the sum to minimise, the best codec is folded into the price of the hop and s stays
+continuous. Where it matters otherwise (a limit, a load), s[h,c] is binary. Loads and paths are rows:
+
+    B >= work on each tier, each link up, each link down                        interval
+    f[v] >= f[p] + delay of the tensor from p to v + seconds of v,  T >= f      critical path
+
+Variables: O(ops k + hops x codecs), hops being 2 (k-1) for "transcode" and k 2^(k-1) for "forward". Worst case
+exponential in the ops, as any exact method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, OptimizeResult
-from scipy.optimize import milp as highs
-from scipy.sparse import coo_array
 
 from partitioners.arrays import Arrays, Floats, Ints
-from partitioners.cost import solution
-from partitioners.errors import PartitionerError
-from partitioners.placement import Solution
+from partitioners.cost import ROUNDING, evaluate, hops, solution
+from partitioners.errors import Infeasible, PartitionerError
+from partitioners.objective import ADDITIVE, FIELDS, LATENCY, Objective
+from partitioners.placement import Crossing, Solution
+from partitioners.prices import Prices
 from partitioners.problem import Problem
+from partitioners.program import SMALLEST, Program, Term
 
 GAP = 1e-9  # HiGHS stops at 1e-4 by default, which is not what "optimal" says
+TIGHT = 1e4  # limits are rows of this size, so that HiGHS' tolerance of 1e-6 is 1e-10 of a limit
+SIZE = 1e4  # of the cost of a known plan: 1e-6, HiGHS' tolerance, is 1e-10 of it
+WIDE = 1e4  # largest over mean cost, above which a plan is looked for first
+TIGHTENED = 4  # times; once is usual
+GAP_OF_MAXIMA = 5e-7  # the last digits of a bottleneck take as long as all before them
 
 
-def by_milp(problem: Problem, time_limit_s: float | None = None) -> Solution:
-    """Place by integer programming; stopped by the limit, the best so far comes back with the bound proved so far."""
+def by_milp(problem: Problem, objective: Objective = LATENCY, time_limit_s: float | None = None) -> Solution:
+    """Place by integer programming; stopped by the limit, the best so far comes back with the bound proved so far.
+
+    Raises `Infeasible` where nothing keeps the limits, with the least that the broken one could be.
+    """
     a = Arrays.of(problem)
-    # Scale: an op costs about 1 on average, so that absolute tolerances of 1e-6 mean little.
-    scale = len(a.low) / (float(a.stay_s.mean(axis=1).sum()) or 1.0)
-    cost, bounds, integral, rows = _program(a)
-    options = {"mip_rel_gap": GAP} | ({} if time_limit_s is None else {"time_limit": time_limit_s})
-    found = highs(cost * scale, bounds=bounds, integrality=integral, constraints=rows, options=options)
+    known = _known(a, objective)
+    if known is None and _Model(a, objective).spread > WIDE:  # any plan at all gives the numbers their scale
+        with suppress(PartitionerError):
+            known = _solved(a, objective, np.inf, 1.0, time_limit_s)
+    if known is not None and known.value == 0:  # nothing costs less than nothing
+        return solution(problem, known.placement, "milp", 0.0, objective, known.codecs)
+    gap = GAP if objective.additive else GAP_OF_MAXIMA
+    return _solved(a, objective, np.inf if known is None else known.value, gap, time_limit_s)
+
+
+def _known(a: Arrays, objective: Objective) -> Solution | None:
+    """The best single tier, as far as the pins allow, that keeps the limits."""
+    found = []
+    for i in range(a.tiers):
+        with suppress(Infeasible):
+            found.append(solution(a.problem, a.names(np.clip(i, a.low, a.high)), "milp", None, objective))
+    return min(found, key=lambda s: s.value, default=None)
+
+
+def _solved(a: Arrays, objective: Objective, known: float, gap: float, time_limit_s: float | None) -> Solution:
+    """Solve; where rounding lets a limit be broken, tighten it by as much and solve again."""
+    bound, margins = -np.inf, dict[str, float]()
+    for _ in range(TIGHTENED):
+        model = _Model(a, objective, known, margins)
+        found = model.p.solve(gap, time_limit_s, known)
+        if found.status == 2:
+            raise Infeasible(why_infeasible(a.problem))
+        if found.x is None:
+            raise PartitionerError(f"HiGHS found no placement: {found.message}\n  Raise the time limit or take 'mincut'.")
+        bound = model.p.bound(found) if not margins else bound  # tightened, a bound is none of the problem's
+        tier, codecs = model.read(found.x)
+        try:
+            return solution(a.problem, a.names(tier), "milp", bound, objective, codecs)
+        except Infeasible:
+            cost, _ = evaluate(a.problem, a.names(tier), codecs, objective)
+            for name, limit in a.problem.limits.items():
+                over = getattr(cost, name) - limit
+                margins[name] = margins.get(name, 0.0) + (2 * over if over > 0 else 0.0)
+    raise PartitionerError("HiGHS breaks the limits by rounding again and again.\n  Take 'blocks', or round the limits.")
+
+
+def why_infeasible(problem: Problem) -> str:
+    """Which limits cannot be kept, found by minimising the amounts by which they are broken."""
+    model = _Model(Arrays.of(problem), Objective({}), elastic=True)
+    found = model.p.solve(GAP, 60.0)
     if found.x is None:
-        raise PartitionerError(f"HiGHS found no placement: {found.message}\n  Raise the time limit or take 'mincut'.")
-    tier = found.x[: a.stay_s.size].reshape(a.stay_s.shape).argmax(axis=1)
-    return solution(problem, a.names(tier), "milp", _bound(found) / scale)
-
-
-def _bound(found: OptimizeResult) -> float:
-    return float(found.fun if found.mip_dual_bound is None else found.mip_dual_bound)
+        return "no placement keeps the limits"
+    broken = [
+        f"{name} needs at least {limit + excess:,.6g}; the limit is {limit:,.6g}, short by {excess:,.6g}"
+        for name, (limit, column, unit) in model.slack.items()
+        if (excess := float(found.x[column]) * unit) > 1e-9 * max(limit, unit)
+    ]
+    return "no placement keeps all limits: " + "; ".join(broken) + ".\n  Raise the limit, or allow smaller codecs."
 
 
 @dataclass(frozen=True)
 class _Hop:
-    """A way for a tensor: from `home` to `stops`; a consumer on any of `serves` is content."""
+    """A way for a tensor: encoded on `start`, decoded on `stops`; a consumer on any of them is content."""
 
-    home: int
+    start: int
     stops: tuple[int, ...]
-    serves: tuple[int, ...]
-    seconds: Floats
-    """(T,)"""
+    columns: Ints
+    """(items,): one for each codec, or for each tensor where codecs are folded."""
 
 
-def _hops(a: Arrays) -> Iterator[_Hop]:
-    most = int(a.fan_out.max(initial=0))
-    for home, far in combinations(range(a.tiers), 2):
-        between = range(home + 1, far)
+class _Model:
+    """The program of one problem and one objective."""
+
+    def __init__(
+        self, a: Arrays, objective: Objective, known: float = np.inf, margins: Mapping[str, float] | None = None, elastic: bool = False
+    ) -> None:
+        """Build it; `known`: what some plan costs; `margins`: by how much limits are tightened; `elastic`: limits may break."""
+        self.a, self.objective = a, objective
+        problem, k = a.problem, a.tiers
+        limited = {name for name, field in FIELDS.items() if field in problem.limits}
+        wanted = limited | set(objective.weights)
+        self.folded = not limited and objective.additive
+        self.p = Program()
+        tier = np.arange(k)
+        self.y = self.p.columns((len(a.low), k), 0, (a.low[:, None] <= tier) & (tier <= a.high[:, None]), integral=True)
+        self.items = np.arange(len(a.producer)) if self.folded else a.codec_owner
+        self.hops = [_Hop(start, stops, self._ways()) for start, stops in self._routes()]
+        self.up, self.down = self.p.columns((k - 1,), 0, 1), self.p.columns((k - 1,), 0, 1)
+        self.slack: dict[str, tuple[float, int, float]] = {}
+        limits = {} if elastic else {name: problem.limits[FIELDS[name]] - (margins or {}).get(FIELDS[name], 0.0) for name in limited}
+        # No plan wanted costs more than one known: what alone exceeds that may be counted for twice as much and no more,
+        # which keeps one absurd number from drowning the others in HiGHS' tolerances.
+        most = {name: known / weight for name, weight in objective.weights.items()}
+        self.most = {name: min(most.get(name, np.inf), limits.get(name, np.inf)) for name in FIELDS}
+        self._transport()
+        self._usage()
+        if self.folded:
+            self.p.minimise(*self._sum(objective, known), 1.0)
+        else:
+            amounts = {
+                name: self._sum(Objective({name: 1.0}), self.most[name]) if name in ADDITIVE else self._maximum(name)
+                for name in sorted(wanted)
+            }
+            for name in sorted(limited):
+                self._limit(FIELDS[name], amounts[name], limits.get(name, problem.limits[FIELDS[name]]), elastic)
+            for name, weight in objective.weights.items():
+                self.p.minimise(*amounts[name], weight)
+        for i, place in enumerate(problem.tiers):
+            if place.memory_bytes is not None:
+                self._limit(f"memory_bytes of tier {place.name!r}", (self.y[:, i], a.memory_bytes), place.memory_bytes, elastic)
+
+    @property
+    def spread(self) -> float:
+        """How far the largest cost is above the mean."""
+        return self.p.spread
+
+    def read(self, x: Floats) -> tuple[Ints, tuple[Crossing, ...] | None]:
+        """Return the tier of each op, and the codec of each hop where it was free to choose."""
+        tier = x[self.y].argmax(axis=1)
+        if self.folded:
+            return tier, None
+        problem, crossings = self.a.problem, []
+        for t, tensor in enumerate(problem.tensors):
+            first, ways = int(self.a.first_codec[t]), tensor.ways
+            users = [int(tier[problem.op_index[name]]) for name in tensor.consumers]
+            for start, stops in hops(problem, int(tier[self.a.producer[t]]), users):
+                # Where it costs nothing, more tiers may be served than needed.
+                taken = [hop.columns[first : first + len(ways)] for hop in self.hops if hop.start == start and {*stops} <= {*hop.stops}]
+                codec = ways[int(x[np.stack(taken)].sum(axis=0).argmax())]
+                links = [(j, "up") for j in range(start, max(stops))] + [(j, "down") for j in range(min(stops), start)]
+                crossings += [Crossing(tensor.name, j, codec.name, codec.nbytes, way) for j, way in links]  # type: ignore[arg-type]
+        return tier, tuple(crossings)
+
+    # -- columns
+
+    def _ways(self) -> Ints:
+        return self.p.columns((len(self.items),), 0, 1, integral=not self.folded)
+
+    def _routes(self) -> list[tuple[int, tuple[int, ...]]]:
+        k, two_way = self.a.tiers, self.a.problem.two_way
+        if self.a.problem.relay == "transcode":
+            up: list[tuple[int, tuple[int, ...]]] = [(j, (j + 1,)) for j in range(k - 1)]
+            return up + [(j + 1, (j,)) for j in range(k - 1)] if two_way else up
+        most = int(self.a.fan_out.max(initial=0))
+        found = []
+        for start in range(k):
+            others = [i for i in range(k) if i > start or (two_way and i < start)]
+            found += [(start, some) for size in range(1, min(most, len(others)) + 1) for some in combinations(others, size)]
+        return found
+
+    # -- rows
+
+    def _transport(self) -> None:
+        """Every op has one tier, every consumer its data."""
+        a, p, y = self.a, self.p, self.y
+        p.rows([(y, 1.0)], 1, 1)
+        source = a.producer[a.owner]
+        if not a.problem.two_way:
+            for j in range(a.tiers - 1):  # a producer beyond link j has its consumers beyond it
+                p.rows([(y[a.consumer, j + 1 :], 1.0), (y[source, j + 1 :], -1.0)], 0)
         if a.problem.relay == "transcode":
-            seconds = sum((a.hop_s(j, [j + 1]) for j in range(home, far)), start=np.zeros(len(a.producer)))
-            yield _Hop(home, (far,), (*between, far), seconds)
-            continue
-        for size in range(min(most, far - home)):
-            for some in combinations(between, size):
-                yield _Hop(home, (*some, far), (*some, far), a.hop_s(home, [*some, far]))
+            for hop in self.hops:
+                j, sign = min(hop.start, *hop.stops), 1.0 if hop.start < hop.stops[0] else -1.0
+                # Beyond link j, less the producer beyond it, is 1 iff the tensor must cross for this consumer.
+                p.rows([self._of(hop, a.owner), (y[a.consumer, j + 1 :], -sign), (y[source, j + 1 :], sign)], 0)
+            return
+        for i in range(a.tiers):
+            leaving = [hop for hop in self.hops if hop.start == i]
+            serving = [hop for hop in self.hops if i in hop.stops]
+            # A tensor takes one hop at most, and from the tier of its producer.
+            p.rows([(y[a.producer, i], 1.0), *(self._of(hop, None, -1.0) for hop in leaving)], 0)
+            # A consumer on tier i sits beside its producer or is served there.
+            p.rows([(y[source, i], 1.0), (y[a.consumer, i], -1.0), *(self._of(hop, a.owner) for hop in serving)], 0)
+
+    def _usage(self) -> None:
+        """A link is used as often as the tensor of the largest reach on it."""
+        a, p = self.a, self.p
+        returning = np.flatnonzero(a.return_reach)
+        for j in range(a.tiers - 1):
+            for used, over in (
+                (self.up, [h for h in self.hops if h.start <= j < max(h.stops)]),
+                (self.down, [h for h in self.hops if min(h.stops) <= j < h.start]),
+            ):
+                if over:
+                    each = np.full(len(a.producer), used[j])
+                    p.rows([(each, 1.0), *(self._of(hop, None, -a.reach) for hop in over)], 0)
+            p.rows([(np.full(len(returning), self.down[j]), 1.0), (self.y[returning, j + 1 :], -a.return_reach[returning])], 0)
+
+    def _of(self, hop: _Hop, tensors: Ints | None, weight: float | Floats = 1.0) -> Term:
+        """A term for `rows`: for each tensor (None: all), the columns of its ways of taking a hop."""
+        if self.folded:
+            return (hop.columns if tensors is None else hop.columns[tensors]), weight
+        split = np.split(hop.columns, self.a.first_codec[1:])
+        return [split[t] for t in (range(len(split)) if tensors is None else tensors.tolist())], weight
+
+    def _sum(self, objective: Objective, most: float) -> tuple[Ints, Floats]:
+        """A cost that is a sum over ops, hops and links, as columns and coefficients; none over twice `most`."""
+        prices = Prices(self.a, objective)
+        each = [prices.hop(hop.start, hop.stops) for hop in self.hops]
+        each = [self.a.cheapest(price) for price in each] if self.folded else each
+        columns = [self.y.ravel(), *(hop.columns for hop in self.hops), self.up, self.down]
+        cap = 2 * most if most > 0 else np.inf
+        sent = self.a.fan_out[self.items] > 0  # what nobody takes costs nothing
+        parts = [np.minimum(part, cap) for part in (prices.stay.ravel(), *(price * sent for price in each))]
+        # A link is used with the reach of its tensors, so its latency may exceed what a plan costs.
+        latency = np.minimum(prices.latency, cap / min([1.0, *self.a.reach[self.a.reach > 0]]))
+        return np.concatenate(columns), np.concatenate([*parts, latency, latency])
+
+    def _maximum(self, name: str) -> tuple[Ints, Floats]:
+        """A cost that is a maximum: one column that is at least everything it is the maximum of."""
+        most, mean = self.most[name], float(self.a.seconds.mean())
+        # In seconds, and far below what matters, as tolerances are absolute.
+        self.unit = max(most / SIZE if 0 < most < np.inf else mean / TIGHT, SMALLEST)
+        self.cap = 2 * most if most > 0 else np.inf
+        top = self.p.columns((1,), 0, np.inf)
+        if name == "interval":
+            for columns, values in self.loads():
+                self.p.forbid(columns[values > most * (1 + ROUNDING)])
+                self.p.row(np.concatenate([top, columns]), np.concatenate([[1.0], -np.minimum(values, self.cap) / self.unit]), 0)
+        else:
+            self._paths(int(top[0]))
+        return top, np.array([self.unit])
+
+    def loads(self) -> list[tuple[Ints, Floats]]:
+        """Work on each tier, each link up and each link down, as columns and coefficients."""
+        a, found = self.a, []
+        for i in range(a.tiers):
+            parts = [(self.y[:, i], a.seconds[:, i])]
+            parts += [(hop.columns, a.encode_s[:, i]) for hop in self.hops if hop.start == i]
+            parts += [(hop.columns, a.decode_s[:, i]) for hop in self.hops if i in hop.stops]
+            found.append(parts)
+        for j, link in enumerate(a.problem.links):
+            found.append([(h.columns, a.nbytes / link.bytes_per_s) for h in self.hops if h.start <= j < max(h.stops)])
+            parts = [(h.columns, a.nbytes / link.back_bytes_per_s) for h in self.hops if min(h.stops) <= j < h.start]
+            home = a.returned_bytes[:, None] / link.back_bytes_per_s * np.ones(a.tiers - 1 - j)
+            found.append([*parts, (self.y[:, j + 1 :].ravel(), home.ravel())])
+        return [tuple(np.concatenate(side) for side in zip(*parts, strict=True)) for parts in found if parts]  # type: ignore[misc]
+
+    def _limit(self, name: str, amount: tuple[Ints, Floats], limit: float, elastic: bool) -> None:
+        columns, values = amount
+        """Keep a cost within a limit, or, elastic, pay for what is over it."""
+        limit = max(limit, 0.0)
+        if not elastic:  # what breaks the limit alone is left out; a link may be used rarely, so its latency stays
+            alone = (values > limit * (1 + ROUNDING)) & ~np.isin(columns, [*self.up, *self.down])
+            self.p.forbid(columns[alone])
+            values = np.where(alone, 0.0, values)
+        unit = max(limit, float(np.abs(values).max(initial=0.0)), SMALLEST) / TIGHT
+        if elastic:
+            over = self.p.columns((1,), 0, np.inf)
+            self.slack[name] = (limit, int(over[0]), unit)
+            self.p.minimise(over, np.ones(1), 1.0)
+            columns, values = np.concatenate([columns, over]), np.concatenate([values, [-unit]])
+        self.p.row(columns, values / unit, -np.inf, limit * (1 + ROUNDING / 2) / unit)
+
+    def _paths(self, top: int) -> None:
+        """`top` is at least the time of every op's end, and of every result's return."""
+        a, p = self.a, self.p
+        seconds = np.minimum(a.seconds, self.cap) / self.unit
+        p.forbid(self.y[a.seconds > self.most["critical_path"] * (1 + ROUNDING)])
+        end = p.columns((len(a.low),), 0, np.inf)
+        p.rows([(end, 1.0), (self.y, -seconds)], 0)
+        p.rows([(np.full(len(end), top), 1.0), (end, -1.0)], 0)
+        latency = np.array([link.latency_s for link in a.problem.links])
+        back = np.array([1 / link.back_bytes_per_s for link in a.problem.links])
+        tensors = [t for t, tensor in enumerate(a.problem.tensors) if tensor.returned]
+        for t in tensors:
+            home = np.cumsum([0.0, *(a.problem.tensors[t].nbytes * back + latency)]) * a.reach[t]
+            home = np.minimum(home, self.cap) / self.unit
+            p.row(np.concatenate([[top, end[a.producer[t]]], self.y[a.producer[t]]]), np.concatenate([[1.0, -1.0], -home]), 0)
+        source = a.producer[a.owner]
+        arrive: list[Term] = [(end[a.consumer], 1.0), (end[source], -1.0), (self.y[a.consumer], -seconds[a.consumer])]
+        prices = Prices(a, LATENCY)
+        if a.problem.relay == "transcode":
+            p.rows([*arrive, *(self._delay(hop, prices) for hop in self.hops)], 0)
+            return
+        p.rows(arrive, 0)
+        for i in range(a.tiers):
+            serving = [(hop, self._seconds(prices, hop.start, i)) for hop in self.hops if i in hop.stops]
+            if serving:
+                most = np.maximum.reduceat(np.max([delay for _, delay in serving], axis=0), a.first_codec)[a.owner]
+                each = [self._of_values(hop, -delay) for hop, delay in serving]
+                p.rows([*arrive, *each, (self.y[a.consumer, i], -most)], -most)
+
+    def _delay(self, hop: _Hop, prices: Prices) -> tuple[Ints, Floats]:
+        """(E,) columns: what a link adds on the way to each consumer; at least the price of the codec if it crosses."""
+        a, p, y = self.a, self.p, self.y
+        stop = hop.stops[0]
+        j, sign = min(hop.start, stop), 1.0 if hop.start < stop else -1.0
+        each = self._seconds(prices, hop.start, stop)
+        delay = p.columns((len(a.owner),), 0, np.inf)
+        source = a.producer[a.owner]
+        beyond = [(y[a.consumer, j + 1 :], sign), (y[source, j + 1 :], -sign)]
+        # A tensor with one codec: exactly its price. With several: the price of the one chosen, where it crosses.
+        least, most = a.cheapest(each)[a.owner], np.maximum.reduceat(each, a.first_codec)[a.owner] if len(each) else each
+        p.rows([(delay, 1.0), *((columns, -weight * least) for columns, weight in beyond)], 0)
+        several = np.flatnonzero(most > least)
+        if len(several):
+            pick = self._of_values(hop, -each, a.owner[several])
+            rest = [(columns[several], -weight * most[several]) for columns, weight in beyond]
+            p.rows([(delay[several], 1.0), pick, *rest], -most[several])
+        return delay, -1.0 * np.ones(len(a.owner))
+
+    def _seconds(self, prices: Prices, start: int, stop: int) -> Floats:
+        """(C,) in units: a tensor on its way from one tier to another, latency of links included."""
+        between = prices.latency[min(start, stop) : max(start, stop)].sum()
+        each = prices.hop(start, (stop,)) + between * self.a.reach[self.a.codec_owner]
+        return np.asarray(np.minimum(each, self.cap) / self.unit)
+
+    def _of_values(self, hop: _Hop, values: Floats, tensors: Ints | None = None) -> Term:
+        """As `_of`, with a coefficient for each codec."""
+        cut = self.a.first_codec[1:]
+        columns, weights = np.split(hop.columns, cut), np.split(values, cut)
+        chosen = (self.a.owner if tensors is None else tensors).tolist()
+        return [columns[t] for t in chosen], [weights[t] for t in chosen]
 
 
-@dataclass
-class _Rows:
-    """Sparse rows that must be >= 0, added a block at a time."""
-
-    count: int = 0
-    entries: list[tuple[Ints, Ints, Floats]] = field(default_factory=list)
-
-    def add(self, *terms: tuple[float, Ints]) -> None:
-        """Add rows: the sum of coefficient x columns; columns are (rows,) or (rows, several)."""
-        size = len(terms[0][1])
-        for coefficient, columns in terms:
-            wide = columns.reshape(size, columns.size // size if size else 0)
-            row = np.repeat(np.arange(self.count, self.count + size), wide.shape[1])
-            self.entries.append((row, wide.ravel(), np.full(wide.size, coefficient)))
-        self.count += size
-
-
-def _program(a: Arrays) -> tuple[Floats, Bounds, Ints, list[LinearConstraint]]:
-    """Return objective, bounds, integrality and constraints over the columns y, s, up, back."""
-    n, k = a.stay_s.shape
-    hops, tensors = list(_hops(a)), len(a.producer)
-    y = np.arange(n * k).reshape(n, k)
-    s = y.size + np.arange(len(hops) * tensors).reshape(len(hops), tensors)
-    up, back = y.size + s.size + np.arange(2 * (k - 1)).reshape(2, k - 1)
-    cost = np.concatenate([a.stay_s.ravel(), *(hop.seconds for hop in hops), a.latency_s, a.latency_s])
-    rows = _Rows()
-    source = a.producer[a.owner]
-
-    def those(chosen: Iterable[bool]) -> Ints:
-        """(T, several): the columns s of the chosen hops."""
-        return s[np.flatnonzero(list(chosen))].T
-
-    for j in range(k - 1):
-        # Direction: a producer beyond link j has its consumers beyond it.
-        rows.add((1, y[a.consumer, j + 1 :]), (-1, y[source, j + 1 :]))
-        # A link that carries a tensor is used; a link that a returned tensor comes back over, too.
-        rows.add((1, np.full(tensors, up[j])), (-1, those(hop.home <= j < hop.stops[-1] for hop in hops)))
-        rows.add((1, np.full(len(a.returning), back[j])), (-1, y[a.returning, j + 1 :]))
-        # A tensor takes one way at most, and from the tier of its producer.
-        rows.add((1, y[a.producer, j]), (-1, those(hop.home == j for hop in hops)))
-    for i in range(1, k):
-        # A consumer on tier i sits beside its producer or is served there.
-        served = those(i in hop.serves for hop in hops)[a.owner]
-        rows.add((1, y[source, i]), (1, served), (-1, y[a.consumer, i]))
-    # Every op has one tier, among those the pins leave open.
-    tier = np.arange(k)
-    open_ = (a.low[:, None] <= tier) & (tier <= a.high[:, None])
-    one = coo_array((np.ones(n * k), (np.repeat(np.arange(n), k), y.ravel())), shape=(n, len(cost))).tocsr()
-    upper = np.concatenate([open_.ravel(), np.ones(len(cost) - n * k)])
-    constraints = [LinearConstraint(one, 1, 1)]
-    if rows.count:
-        row, column, value = (np.concatenate(part) for part in zip(*rows.entries, strict=True))
-        matrix = coo_array((value, (row, column)), shape=(rows.count, len(cost))).tocsr()
-        constraints.append(LinearConstraint(matrix, 0, np.inf))
-    integral = (np.arange(len(cost)) < n * k).astype(np.int64)
-    return cost, Bounds(0, upper), integral, constraints

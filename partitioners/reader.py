@@ -1,4 +1,4 @@
-"""Reads the JSON form, version 1, of a problem: shapes and keys here, the meaning of values in `check`.
+"""Reads the JSON form, version 1, of a problem: shapes and keys here, the meaning of values in `validation`.
 
 A key this version does not know is refused, never skipped: it may be a limit the caller counts on.
 """
@@ -29,7 +29,7 @@ def read(source: str | Mapping[str, Any]) -> Problem:
         raise ProblemError("version", f"is {version!r}; this release reads version {VERSION}")
     body = {key: value for key, value in source.items() if key != "version"} if isinstance(source, Mapping) else source
     return _record(Problem, "", body, tiers=_each(Tier), links=_each(Link), ops=_each(Op, seconds=_list),
-                   tensors=_each(Tensor, consumers=_list, codecs=_each(Codec, encode_s=_list, decode_s=_list)))
+                   tensors=_each(Tensor, consumers=_list, codecs=_each(Codec, encode_s=_list, decode_s=_list, transfer_s=_list)))
 
 
 def _record(cls: Callable[..., T], path: str, value: object, **nested: Callable[[str, object], object]) -> T:
@@ -37,7 +37,8 @@ def _record(cls: Callable[..., T], path: str, value: object, **nested: Callable[
     if not isinstance(value, Mapping):
         raise ProblemError(path or "$", f"is {value!r:.60}; must be an object")
     dot = f"{path}." if path else ""
-    known = {field.name: field.default is MISSING for field in fields(cls)}  # type: ignore[arg-type]
+    specs = fields(cls)  # type: ignore[arg-type]
+    known = {spec.name: spec.default is MISSING and spec.default_factory is MISSING for spec in specs}
     for key in value:
         if key not in known:
             raise ProblemError(f"{dot}{key}", "is not supported by this version of the format")

@@ -32,6 +32,7 @@ from splitinfer.profiles import Profile
 from splitinfer.runtime.deploy import RayPipeline, deploy
 from splitinfer.runtime.measure import wait_for_calm
 from splitinfer.tracing import Trace
+from splitinfer.trained import trained_digits
 
 CLUSTER = """\
 version: 1
@@ -115,32 +116,6 @@ def run_demo(requests: int, show: Show = print) -> dict[str, Any]:
 
 
 # -- data and models
-
-
-def trained_digits(epochs: int = 12, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """The digits CNN trained on three quarters of scikit-learn's digits, and the held-out images and labels.
-
-    Images are (360 or so, 1, 8, 8) float32 in 0..1. Raises MissingExtra without scikit-learn.
-    """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise MissingExtra("scikit-learn", extra="demo") from error
-    data = load_digits()
-    images = torch.tensor(data.images[:, None] / 16, dtype=torch.float32)
-    labels = torch.tensor(data.target)
-    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.25, random_state=seed, stratify=labels)
-    torch.manual_seed(seed)
-    model = zoo.DigitsCNN().train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(epochs):
-        order = torch.randperm(len(train_x))
-        for chosen in torch.split(order, 64):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(train_x[chosen]), train_y[chosen]).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-    return model.eval(), test_x, test_y
 
 
 def photographs(size: int = 224, count: int = 8) -> Tensor:

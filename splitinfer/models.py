@@ -1,4 +1,4 @@
-"""MODEL of the command line: a factory in a module or a file, or a trusted ``.pt2`` program."""
+"""MODEL and SAMPLES of the command line: factories in a module or a file; a model may be a trusted ``.pt2`` program."""
 
 from __future__ import annotations
 
@@ -33,19 +33,41 @@ def load_model(name: str, *, trust_code: bool = False) -> Model:
     """
     if name.partition(":")[0].endswith(".pt2"):
         return _program(name, trust_code)
+    return _checked(_made(name, "MODEL"), name)
+
+
+def load_samples(name: str) -> tuple[list[Any], list[int] | None]:
+    """The samples, and labels if there are some, that a SAMPLES argument names.
+
+    The factory takes no arguments and returns a list of samples, or (samples, labels); a sample is a tensor, a tuple of
+    arguments or a dictionary of keyword arguments. Raises UsageError, in one line, for anything else.
+    """
+    made = _made(name, "SAMPLES")
+    pair: Any = made
+    samples, labels = pair if isinstance(made, tuple) and len(made) == 2 else (pair, None)
+    try:
+        found, marks = list(samples), None if labels is None else [int(label) for label in labels]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the factory {name} must return a list of samples, or (samples, labels): {error}") from None
+    if not found or (marks is not None and len(marks) != len(found)):
+        raise UsageError(f"the factory {name} returned {len(found)} samples" + ("" if marks is None else f" and {len(marks)} labels"))
+    return found, marks
+
+
+def _made(name: str, kind: str) -> object:
+    """What the factory of this name returns."""
     place, _, factory_name = name.rpartition(":")
     if not place or not factory_name:
-        raise UsageError(f"MODEL is package.module:factory or path/file.py:factory; got '{name}'")
+        raise UsageError(f"{kind} is package.module:factory or path/file.py:factory; got '{name}'")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UsageError(f"'{place}' has no factory '{factory_name}'; it has {', '.join(sorted(known)[:12])}")
     try:
-        made = factory()
+        return factory()
     except Exception as error:  # user code: its failure is the user's to mend, in one line
         raise UsageError(f"the factory {name} failed: {type(error).__name__}: {error}") from error
-    return _checked(made, name)
 
 
 def _checked(made: object, name: str) -> Model:

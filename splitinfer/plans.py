@@ -17,9 +17,12 @@ from tabulate import tabulate
 from splitinfer.errors import PlanError
 
 if TYPE_CHECKING:
+    from partitioners.objective import Objective
     from splitinfer.graph import Graph
 
-VERSION = 1
+VERSION = 2
+_COSTS = {"interval": "interval_s", "critical_path": "critical_path_s", "energy": "energy_j", "money": "money", "error": "error"}
+"""What a plan's table shows beside the latency, where it is minimised or limited: name in an objective -> field."""
 INPUT = "<input>"
 """The producer of the model's inputs, where a layer's name would stand."""
 
@@ -52,6 +55,24 @@ class Crossing:
 
 
 @dataclass(frozen=True)
+class PlannedExit:
+    """An early exit: where its head is sure, its answer is the model's, and nothing behind it runs."""
+
+    layer: str
+    """The head."""
+    answer: str
+    """The tensor that stands for the model's output."""
+    confidence: str
+    """The tensor with one number for each row; the least of them counts."""
+    output: str
+    """The model's output that it stands for."""
+    threshold: float
+    """Taken where the confidence is at least this."""
+    reach: float = 1.0
+    """Share of all requests that go on behind it, as recorded."""
+
+
+@dataclass(frozen=True)
 class Cost:
     """Predicted seconds of one request, by kind of work."""
 
@@ -68,6 +89,39 @@ class Cost:
     up_nbytes: float = 0.0
     """Bytes over all links towards the cloud."""
     return_nbytes: float = 0.0
+    interval_s: float = 0.0
+    """The largest load among tiers and links: seconds between results in steady state."""
+    critical_path_s: float = 0.0
+    """Latency if branches overlapped and nothing waited."""
+    energy_j: float = 0.0
+    """Modelled from the watts and joules per byte that the topology declares."""
+    money: float = 0.0
+    """Modelled from the prices that the topology declares."""
+    error: float = 0.0
+    """Sum of the errors of the codecs used, as far as they were measured."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the whole plan loses, measured end to end on samples that the calibration did not see."""
+
+    metric: str
+    budget: float
+    """The largest loss allowed, in units of the metric."""
+    predicted: float
+    """Sum of the losses of the codecs used, each calibrated alone."""
+    measured: float
+    samples: int
+    repairs: int = 0
+    """Plans thrown away because they lost more than the budget."""
+
+    def __str__(self) -> str:
+        """One line."""
+        again = f"; plans replaced because they lost more: {self.repairs}" if self.repairs else ""
+        return (
+            f"{self.metric}: loses {self.measured:.2%} on {self.samples} held-out samples, {self.predicted:.2%} predicted,"
+            f" {self.budget:.2%} allowed{again}"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,13 +150,21 @@ class Plan:
     """None for a plan made by hand."""
     baselines: tuple[Candidate, ...] = ()
     certificate: Mapping[str, Any] = field(default_factory=dict)
-    """Strategy, status ("optimal", "within", "feasible"), bound in seconds and relative gap."""
+    """Strategy, status ("optimal", "within", "feasible"), bound in units of the objective and relative gap."""
     times_from: Mapping[str, str] = field(default_factory=dict)
     """Tier -> where its times come from."""
     stateful: bool = False
     """Whether a call changes a buffer: requests then run one at a time and cannot be repeated."""
     topology: Mapping[str, Any] | None = None
     """The tiers and links that it was made for, as ``Topology.to_dict`` gives them; None for a plan made by hand."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Limits on costs that it was made under, by field of `Cost`."""
+    kept_layers: int = 0
+    """Layers, from the first, that were kept on the device so that the input stays there."""
+    accuracy: Accuracy | None = None
+    """None where no accuracy budget was given."""
+    exits: tuple[PlannedExit, ...] = ()
+    """Early exits, in the order in which a request meets them."""
 
     @staticmethod
     def by_hand(
@@ -166,13 +228,15 @@ class Plan:
             data = json.loads(text)
         except ValueError as error:
             raise PlanError(f"a plan is JSON: {error}") from error
-        if not isinstance(data, dict) or data.pop("version", None) != VERSION:
-            raise PlanError(f"not a plan of version {VERSION}; make it again with 'splitinfer plan'")
+        if not isinstance(data, dict) or data.pop("version", None) not in (1, VERSION):  # 1 lacks keys that have defaults
+            raise PlanError(f"not a plan of version 1 to {VERSION}; make it again with 'splitinfer plan'")
         try:
             data["tiers"] = tuple(data["tiers"])
             data["stages"] = tuple(_build(PlannedStage, "stages", row, layers=tuple) for row in data["stages"])
             data["crossings"] = tuple(_build(Crossing, "crossings", row, links=tuple) for row in data["crossings"])
+            data["exits"] = tuple(_build(PlannedExit, "exits", row) for row in data.get("exits", ()))
             data["cost"] = data["cost"] and _build(Cost, "cost", data["cost"])
+            data["accuracy"] = data.get("accuracy") and _build(Accuracy, "accuracy", data["accuracy"])
             data["baselines"] = tuple(
                 _build(Candidate, "baselines", row | {"cost": row["cost"] and _build(Cost, "baselines.cost", row["cost"])})
                 for row in data["baselines"]
@@ -207,39 +271,64 @@ class Plan:
         ]
         return ["", tabulate(rows, ["link", "tensor", "of layer", "raw bytes", "codec", "sent bytes"])] if rows else []
 
+    @property
+    def _goal(self) -> Objective:
+        """What it minimises; latency for a plan made by hand."""
+        from partitioners.objective import LATENCY, Objective  # here: it loads scipy, and running a plan needs none
+
+        return LATENCY if self.objective in ("by hand", "baseline") else Objective.of(self.objective)
+
     def _cost_table(self) -> list[str]:
         if self.cost is None:
             return []
         kinds = ("compute_s", "encode_s", "wire_s", "decode_s", "return_s", "framework_s")
-        head = ["plan", "latency ms", *(kind.removesuffix("_s") for kind in kinds), "bytes up", "against the plan"]
-        rows = [["this plan", *_cost_row(self.cost, kinds), ""]]
+        others = [(name, key) for name, key in _COSTS.items() if name in self._goal.weights or key in self.limits]
+        head = ["plan", "latency ms", *(kind.removesuffix("_s") for kind in kinds), "bytes up"]
+        head += [*(_titled(name, key) for name, key in others), "against the plan"]
+        rows = [["this plan", *_cost_row(self.cost, kinds, others), ""]]
+        value = self._goal.value(self.cost)
         for rival in self.baselines:
             if rival.cost is None:
-                rows.append([rival.name, "-", *[""] * (len(kinds) + 1), rival.why_not])
+                rows.append([rival.name, "-", *[""] * (len(kinds) + 1 + len(others)), rival.why_not.splitlines()[0]])
             else:
-                worse = rival.cost.latency_s / self.cost.latency_s if self.cost.latency_s else 1.0
-                verdict = "the same" if worse < 1.0005 else f"{worse:.2f} times slower"
-                rows.append([rival.name, *_cost_row(rival.cost, kinds), verdict])
-        table = tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * (len(kinds) + 2), "left"))
-        return ["", table, "", self._verdict()]
+                ratio = self._goal.value(rival.cost) / value if value else 1.0
+                verdict = "the same" if ratio < 1.0005 else f"{ratio:.2f} times {self._worse}"
+                rows.append([rival.name, *_cost_row(rival.cost, kinds, others), verdict])
+        table = tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * (len(head) - 2), "left"))
+        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.limits.items())
+        notes = ([f"within {limits}"] if limits else []) + ([str(self.accuracy)] if self.accuracy else [])
+        return ["", table, *notes, "", self._verdict()]
+
+    @property
+    def _worse(self) -> str:
+        return "slower" if set(self._goal.weights) <= {"latency", "interval", "critical_path"} else "the cost"
 
     def _verdict(self) -> str:
         """Does splitting help here, and by how much."""
         assert self.cost is not None
-        whole = [rival for rival in self.baselines if rival.cost is not None and rival.name.endswith(" only")]
-        if not whole:
-            return ""
-        best = min(whole, key=lambda rival: rival.cost.latency_s if rival.cost else float("inf"))
-        assert best.cost is not None
+        value = self._goal.value(self.cost)
+        rivals = [(rival.name, self._goal.value(rival.cost)) for rival in self.baselines if rival.cost is not None]
+        whole = [(name, other) for name, other in rivals if name.endswith(" only")]
         if len({stage.tier for stage in self.stages}) == 1:
-            others = [rival.cost.latency_s for rival in self.baselines if rival.cost and not rival.name.endswith(" only")]
-            margin = f"; the split after the first layer is {min(others) / self.cost.latency_s:.2f} times slower" if others else ""
+            others = [other for name, other in rivals if not name.endswith(" only")]
+            margin = f"; the split after the first layer is {min(others) / value:.2f} times {self._worse}" if others and value else ""
             return f"Splitting does not help here: {self.stages[0].tier} only is best{margin}."
-        return f"Splitting helps: {best.cost.latency_s / self.cost.latency_s:.2f} times faster than {best.name}, the best single tier."
+        if not whole:
+            return "No single tier can do this alone." if self.baselines else ""
+        name, other = min(whole, key=lambda pair: pair[1])
+        better = f"{other / value:.2f} times " if value else ""
+        gain = f"{better}faster than" if self._worse == "slower" else f"{self.objective} is {better}lower than with"
+        return f"Splitting helps: {gain} {name}, the best single tier."
 
 
-def _cost_row(cost: Cost, kinds: Sequence[str]) -> list[str]:
-    return [_ms(cost.latency_s), *(_ms(getattr(cost, kind)) for kind in kinds), f"{cost.up_nbytes:,.0f}"]
+def _cost_row(cost: Cost, kinds: Sequence[str], others: Sequence[tuple[str, str]]) -> list[str]:
+    more = [(key, getattr(cost, key)) for _, key in others]
+    shown = [_ms(value) if key.endswith("_s") else f"{value:.4g}" for key, value in more]
+    return [_ms(cost.latency_s), *(_ms(getattr(cost, kind)) for kind in kinds), f"{cost.up_nbytes:,.0f}", *shown]
+
+
+def _titled(name: str, key: str) -> str:
+    return f"{name.replace('_', ' ')} ms" if key.endswith("_s") else {"energy": "energy J"}.get(name, name)
 
 
 def _ms(seconds: float) -> str:

@@ -37,6 +37,39 @@ class DigitsCNN(nn.Module):
         return logits
 
 
+class DigitsViT(nn.Module):
+    """A small vision transformer on 8x8 digits: blocks of width 64 over the 16 patches of 2 x 2 pixels.
+
+    (batch, 1, 8, 8) -> (batch, 10).
+    """
+
+    def __init__(self, width: int = 64, depth: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, width, 2, stride=2)
+        self.places = nn.Parameter(torch.zeros(1, 16, width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True) for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def until(self, cut: int, images: Tensor) -> Tensor:
+        """What block `cut` takes: (batch, 16, width)."""
+        tokens = self.embed(images).flatten(2).transpose(1, 2) + self.places
+        for block in self.blocks[:cut]:
+            tokens = block(tokens)
+        return tokens.contiguous()
+
+    def onward(self, cut: int, tokens: Tensor) -> Tensor:
+        """The rest, from block `cut`."""
+        for block in self.blocks[cut:]:
+            tokens = block(tokens)
+        return self.head(self.norm(tokens).mean(1))  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the ten digits."""
+        return self.onward(0, self.until(0, images))
+
+
 class TwoInputsTied(nn.Module):
     """Two inputs (float and integer), three outputs, and a projection tied to the embedding."""
 

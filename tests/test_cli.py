@@ -94,7 +94,7 @@ class TestProfileAndPlan:
                             "--codecs", "raw,zstd,fp16,int8", "-o", str(tmp_path / "plan.json"), "--json")  # fmt: skip
         assert code == 0
         made = json.loads(out)
-        assert made["version"] == 1
+        assert made["version"] == 2
         assert made["certificate"]["status"] == "optimal"
         assert json.loads((tmp_path / "plan.json").read_text()) == made
         assert sum(len(stage["layers"]) for stage in made["stages"]) == 15
@@ -153,8 +153,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--objective", "speed"], "objective 'speed' is not known"),
-            (["--codecs", "raw,int3"], "codec 'int3' is not there to choose"),
+            (["--objective", "speed"], "objective 'speed': 'speed' is not understood"),
+            (["--codecs", "raw,int5"], "int5"),
             (["--strategy", "guess"], "there is no strategy 'guess'"),
         ],
     )

@@ -1,0 +1,169 @@
+"""Cut, tier, codec and bit-width chosen together, against "plan in fp32, then quantise".
+
+    python benchmarks/joint.py [--mbps 1 5 20] [--budget 0.5] [--quick] [--json]
+
+The same models, links and accuracy budget, three ways:
+
+- raw: the best plan where every tensor travels as it is;
+- then quantised: that placement, each of its tensors with the best codec that the budget allows;
+- joint: the placement chosen together with the codecs.
+
+Latency and interval are predicted from the profile, times of the codecs included; the accuracy is measured end to end on
+held-out samples, against labels, for the two networks that are trained here. MobileNetV2 has random weights ("shape
+only"): its rows show sizes and times, with codecs down to 4 bits allowed on any tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from tabulate import tabulate
+
+import partitioners
+import splitinfer
+from cluster.topology import Compute, LinkSpec, TierSpec, Topology
+from splitinfer import Plan, codecs, demo, zoo
+from splitinfer.calibrations import Calibration
+from splitinfer.graph import Graph
+from splitinfer.learn.accuracy import accurate_plan, answers
+from splitinfer.learn.calibrate import Call, as_call, calibrate
+from splitinfer.learn.metrics import Score
+from splitinfer.lines import grouped
+from splitinfer.profiles import Profile
+from splitinfer.trained import trained_digits, trained_vit
+
+SLOWER = {"digits CNN": 100.0, "digits ViT": 100.0, "MobileNetV2": 12.0}
+"""How many times slower than this machine the device is: with a microcontroller for the digits, a small board for photographs."""
+SHAPE_ONLY = ("raw", "zstd", "fp16", "int8", "int6/channel+zstd", "int4/channel+zstd")
+LATENCY_S = 0.01
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    mbps: float
+    objective: str
+    way: str
+    cost_ms: float
+    gain: float
+    """Of the raw plan's cost."""
+    device_layers: int
+    sent: str
+    lost: float | None
+    """Accuracy, measured; None for shapes only."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    graph: Graph
+    profile: Profile
+    calibration: Calibration | None
+    held_out: Sequence[Call]
+    labels: Sequence[int]
+    budget: float
+
+    def row(self, mbps: float, objective: str, way: str, made: Plan, raw: Plan) -> Row:
+        cost, before = _cost(made, objective), _cost(raw, objective)
+        layers = sum(len(stage.layers) for stage in made.stages if stage.tier == "device")
+        sent = ", ".join(f"{crossing.codec} {crossing.nbytes:,.0f} B" for crossing in made.crossings) or "nothing"
+        return Row(self.name, mbps, objective, way, cost * 1e3, before / cost, layers, sent, self._lost(made))
+
+    def _lost(self, made: Plan) -> float | None:
+        if self.calibration is None:
+            return None
+        if made.accuracy is not None:
+            return made.accuracy.measured
+        score = Score("auto", answers(self.graph, None, self.held_out), self.labels)
+        return score.drop(answers(self.graph, made, self.held_out))
+
+    def rows(self, mbps: float, objective: str) -> list[Row]:
+        topology = _topology(self.name, mbps)
+        raw = splitinfer.plan(self.profile, topology, objective, ["raw"])
+        names = list(self.profile.codecs) if self.calibration else SHAPE_ONLY
+        wishes = {"calibration": self.calibration, "max_accuracy_drop": self.budget} if self.calibration else {}
+        then = splitinfer.plan(self.profile, topology, objective, names, strategy=placed_as(raw, self.profile), **wishes)
+        if self.calibration is None:
+            joint = splitinfer.plan(self.profile, topology, objective, names)
+        else:
+            joint = accurate_plan(self.graph, self.held_out, self.profile, topology, self.calibration, max_accuracy_drop=self.budget,
+                                  labels=self.labels, objective=objective, codecs=names)  # fmt: skip
+        return [self.row(mbps, objective, way, made, raw) for way, made in (("raw", raw), ("then quantised", then), ("joint", joint))]
+
+
+def placed_as(made: Plan, profile: Profile) -> Callable[[partitioners.Problem], Mapping[str, str]]:
+    """A strategy that repeats a plan's placement on the line of its tiers, and refuses the others."""
+    op_of = grouped(profile)
+    where = {op_of[layer]: stage.tier for stage in made.stages for layer in stage.layers}
+
+    def repeat(problem: partitioners.Problem) -> Mapping[str, str]:
+        tiers = [tier.name for tier in problem.tiers]
+        if not set(where.values()) <= set(tiers):
+            raise partitioners.Infeasible(f"a line without {', '.join(sorted(set(where.values()) - set(tiers)))}")
+        first = tiers[0] if tiers[0] in where.values() else tiers[-1]  # the entry is on the device iff something is
+        return {op.name: op.pinned or where.get(op.name, first) for op in problem.ops}
+
+    return repeat
+
+
+def _cost(made: Plan, objective: str) -> float:
+    assert made.cost is not None
+    return made.cost.latency_s if objective == "latency" else made.cost.interval_s
+
+
+def _topology(model: str, mbps: float) -> Topology:
+    tiers = (TierSpec("device", Compute(factor=SLOWER[model])), TierSpec("cloud", Compute()))
+    return Topology(tiers, (LinkSpec(("device", "cloud"), mbps * 1e6 / 8, mbps * 1e6 / 8, LATENCY_S),))
+
+
+def cases(budget: float, quick: bool) -> list[Case]:
+    found = []
+    for name, train, epochs in (("digits CNN", trained_digits, 12), ("digits ViT", trained_vit, 40)):
+        model, images, labels = train(4 if quick else epochs)
+        graph = splitinfer.capture(model, (images[:1],))
+        measured = splitinfer.profile(graph, codec_names=codecs.suggested(), repeats=10)
+        half = 60 if quick else len(images) // 2
+        samples = [as_call(image[None]) for image in images]
+        table = calibrate(graph, samples[:half], measured, labels=labels[:half].tolist(), codec_names=codecs.suggested(), progress=True)
+        found.append(Case(name, graph, measured, table, samples[half:], labels[half:].tolist(), budget))
+    model, _, kwargs = zoo.mobilenet_v2()
+    photographs = demo.photographs()
+    demo.calibrate_batch_norm(model, photographs)
+    graph = splitinfer.capture(model, (), {**kwargs, "pixel_values": photographs[:1]})
+    found.append(Case("MobileNetV2", graph, splitinfer.profile(graph, codec_names=SHAPE_ONLY, repeats=9), None, [], [], budget))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mbps", type=float, nargs="+", default=[1.0, 5.0, 20.0])
+    parser.add_argument("--budget", type=float, default=0.5, help="accuracy that may be lost, in points of per cent")
+    parser.add_argument("--quick", action="store_true", help="barely trained networks, few samples")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [
+        row
+        for case in cases(options.budget / 100, options.quick)
+        for mbps in options.mbps
+        for objective in ("latency", "interval")
+        for row in case.rows(mbps, objective)
+    ]
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    shown = [
+        [r.model, f"{r.mbps:g}", r.objective, r.way, f"{r.cost_ms:.2f}", f"{r.gain:.2f}", r.device_layers, r.sent,
+         "shape only" if r.lost is None else f"{r.lost:.2%}"]
+        for r in rows
+    ]  # fmt: skip
+    head = ["model", "Mbps", "objective", "way", "cost ms", "against raw", "layers on device", "sent", "accuracy lost"]
+    print(tabulate(shown, head, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

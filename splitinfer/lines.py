@@ -1,0 +1,329 @@
+"""Lines of tiers: which tiers a plan may use, one Problem for each such choice, and the way back to stages.
+
+Tensors are encoded once and forwarded. A line is a choice of the tiers in use; a tier that is skipped is only a longer
+link, and what using a tier costs by itself (a call, waking up) is paid in no other line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import partitioners as p
+from cluster.topology import LinkSpec, TierSpec, Topology
+from splitinfer.calibrations import Calibration
+from splitinfer.errors import PlanError
+from splitinfer.learn.reach import Passing
+from splitinfer.plans import INPUT, Cost, Crossing, PlannedExit, PlannedStage
+from splitinfer.profiles import Profile, TensorProfile, TierTimes
+
+_ENTRY = "<entry>"
+_MOST_SUBSETS = 64  # of 7 tiers; a longer line is solved whole
+
+
+@dataclass(frozen=True)
+class Line:
+    """Tiers in use, and what joins each to the next: one link, or several behind each other where a tier is skipped."""
+
+    physical: tuple[str, ...]
+    """All tiers of the line, the skipped ones too."""
+    used: tuple[int, ...]
+    """Places in `physical`."""
+    specs: tuple[TierSpec, ...]
+    """Of the tiers in use."""
+    hops: tuple[tuple[LinkSpec, ...], ...]
+    """Links between one used tier and the next, in the order of travel."""
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers in use."""
+        return tuple(spec.name for spec in self.specs)
+
+    @property
+    def skips(self) -> bool:
+        """Whether a hop passes a tier by."""
+        return any(len(hop) > 1 for hop in self.hops)
+
+
+def lines_of(topology: Topology) -> Iterator[Line]:
+    """Every line of tiers that starts where the data is born, the direct link's among them."""
+    for whole in topology.lines():
+        names = tuple(tier.name for tier in whole.tiers)
+        rest = range(1, len(names))
+        choices: Iterator[tuple[int, ...]] = (chosen for count in range(len(names)) for chosen in combinations(rest, count))
+        if 2 ** len(rest) > _MOST_SUBSETS:
+            choices = iter([tuple(rest)])
+        for chosen in choices:
+            used = (0, *chosen)
+            yield Line(names, used, tuple(whole.tiers[i] for i in used), tuple(whole.path(a, b) for a, b in pairwise(used)))
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a plan must keep, whatever it minimises."""
+
+    codecs: tuple[str, ...] = ("raw", "zstd")
+    """Those that a cut may use."""
+    within: Mapping[str, float] | None = None
+    """Limits by field of a cost, such as {"latency_s": 0.2}."""
+    calibration: Calibration | None = None
+    """What each codec loses on each tensor; where it is given, a codec that was not tried on a tensor may not be used on it."""
+    max_accuracy_drop: float | None = None
+    """Limit on the sum of the losses of the codecs used."""
+    kept: int = 0
+    """Layers, from the first, that stay on the device, with all that the tensors before the last of them lead to."""
+    exits: tuple[PlannedExit, ...] = ()
+    """Early exits, in the order in which a request meets them."""
+
+
+class LineModel:
+    """One line as a Problem, and its solutions as parts of a Plan."""
+
+    def __init__(self, profile: Profile, line: Line, times: Mapping[str, TierTimes], wishes: Wishes, steady: bool = False) -> None:
+        """Build the problem; `steady`: requests follow each other closely, so that no tier has to wake up."""
+        self.profile, self.line, self.wishes, self.steady = profile, line, wishes, steady
+        self.times = [times[name] for name in line.tiers]
+        self.op_of = grouped(profile)
+        self.passing = Passing(profile, wishes.exits)
+        self.specs = {tensor.name: tensor for tensor in profile.tensors}
+        tiers = (p.Tier(spec.name, spec.memory_bytes, spec.watts or 0.0, spec.price_per_s or 0.0) for spec in line.specs)
+        self.problem = p.Problem(
+            tiers=tuple(tiers), links=tuple(self._link(place, hop) for place, hop in enumerate(line.hops)),
+            ops=tuple(self._ops()), tensors=tuple(self._tensors()), relay="forward",
+            error_budget=wishes.max_accuracy_drop, within=dict(wishes.within or {}),
+        )  # fmt: skip
+
+    # -- the problem
+
+    def _link(self, place: int, hop: Sequence[LinkSpec]) -> p.Link:
+        """Store and forward over the links of a hop; what the stage behind it costs by itself is booked half on each way."""
+        up, down = (_seconds_per_byte(hop, direction) + self.profile.framework.s_per_byte for direction in ("up", "down"))
+        latency = sum(link.latency_s for link in hop) + self._stage_s(place + 1) / 2 + self.profile.packet_nbytes * up
+        joules, price = sum(link.joules_per_byte or 0.0 for link in hop), sum(link.price_per_byte or 0.0 for link in hop)
+        return p.Link(1 / up, latency, 1 / down, joules, price)
+
+    def _stage_s(self, place: int) -> float:
+        """What a stage costs on a tier before it computes anything: a call, and waking up."""
+        return 0.0 if self.steady else self.profile.framework.call_s + self._wake_s(place)
+
+    def _wake_s(self, place: int) -> float:
+        return self.times[place].scale * self.times[place].base.wake_s
+
+    @property
+    def _inputs(self) -> list[TensorProfile]:
+        return [tensor for tensor in self.profile.tensors if tensor.producer == INPUT]
+
+    def _raw_s(self, tensor: str, place: int, decode: bool) -> float:
+        pairs = self.times[place].base.codec_s[tensor]
+        return self.times[place].scale * pairs["raw"][decode] if "raw" in pairs else 0.0
+
+    def _received_s(self) -> float:
+        """Decoding the raw inputs, where the first tier computes."""
+        return sum(self._raw_s(tensor.name, 0, decode=True) for tensor in self._inputs)
+
+    def _results_s(self, layer: str, place: int) -> float:
+        """Encoding the results of a layer, which return raw; an exit's only where it is taken."""
+        results = (t for t in self.profile.tensors if t.returned and t.producer == layer)
+        return sum(self.passing.returned(t) * self._raw_s(t.name, place, decode=False) for t in results)
+
+    def _ops(self) -> Iterator[p.Op]:
+        first, zeros = self.line.tiers[0], (0.0,) * len(self.times)
+        yield p.Op(INPUT, zeros, pinned=first)
+        # Every layer descends from the entry: it is on the first tier, and its call is paid, iff some layer is there.
+        entry = self._stage_s(0) + self._received_s() + self.profile.framework.s_per_byte * sum(t.nbytes for t in self._inputs)
+        yield p.Op(_ENTRY, (entry, *zeros[1:]))
+        seconds: dict[str, list[float]] = {}
+        weights: dict[str, int] = {}
+        reach: dict[str, float] = {}
+        for layer in self.profile.layers:
+            op = self.op_of[layer.name]
+            held = seconds.setdefault(op, [0.0] * len(self.times))
+            weights[op] = weights.get(op, 0) + layer.weight_nbytes
+            reach[op] = max(reach.get(op, 0.0), self.passing.layer(layer.name))
+            for place, tier in enumerate(self.times):
+                held[place] += tier.seconds[layer.name] + self._results_s(layer.name, place)
+        kept = self._kept()
+        for name, total in seconds.items():
+            yield p.Op(name, tuple(total), first if name in kept else None, weights[name], reach[name])
+
+    def _kept(self) -> set[str]:
+        """Ops that must be on the device: the first layers, and whatever takes the input or what is made before the last of them."""
+        first = [layer.name for layer in self.profile.layers[: self.wishes.kept]]
+        if not first:
+            return set()
+        secret = {INPUT, *first[:-1]}
+        users = {user for tensor in self.profile.tensors if tensor.producer in secret for user in tensor.consumers}
+        return {self.op_of[name] for name in {*first, *users}}
+
+    def _tensors(self) -> Iterator[p.Tensor]:
+        roots: dict[str, None] = {}
+        for tensor in self.profile.tensors:
+            producer = self.op_of[tensor.producer]
+            consumers = tuple(dict.fromkeys(self.op_of[name] for name in tensor.consumers if self.op_of[name] != producer))
+            if tensor.producer == INPUT:  # what runs for some requests only descends from what runs for all
+                roots |= {self.op_of[name]: None for name in tensor.consumers if self.passing.layer(name) == 1}
+            share = self.passing.returned(tensor) if tensor.producer != INPUT else 0.0
+            if consumers or share:
+                raw = tensor.sent_nbytes.get("raw", tensor.nbytes) * (share or 1.0)
+                users = [name for name in tensor.consumers if self.op_of[name] != producer]
+                reach = self.passing.tensor(users, tensor.producer)
+                allowed = [name for name in self.wishes.codecs if self._tried(tensor.name, name)] or ["raw"]
+                options = tuple(self._codec(tensor, name) for name in allowed)
+                yield p.Tensor(producer, consumers, raw, share > 0, options, tensor.name, reach)
+        yield p.Tensor(INPUT, (_ENTRY,), 0.0, name="<call>")
+        yield p.Tensor(_ENTRY, tuple(roots), 0.0, name="<start>")
+
+    def _tried(self, tensor: str, codec: str) -> bool:
+        """Whether it is known what a codec loses on a tensor, or nobody asked."""
+        return self.wishes.calibration is None or self.wishes.calibration.drop(tensor, codec) is not None
+
+    def _codec(self, tensor: TensorProfile, name: str) -> p.Codec:
+        calibration = self.wishes.calibration
+        row = calibration.rows.get(tensor.name, {}).get(name) if calibration else None
+        own = (row.encode_s, row.decode_s) if row else None
+        pairs = [(tier.scale, *(tier.base.codec_s[tensor.name].get(name) or own or (0.0, 0.0))) for tier in self.times]
+        encode, decode = tuple(scale * enc for scale, enc, _ in pairs), tuple(scale * dec for scale, _, dec in pairs)
+        nbytes = row.nbytes if row else tensor.sent_nbytes[name]
+        loss = (calibration.drop(tensor.name, name) or 0.0) if calibration else 0.0
+        return p.Codec(name, nbytes, encode, decode, loss)
+
+    # -- and back
+
+    def tier_of(self, solution: p.Solution) -> dict[str, str]:
+        """Layer -> tier."""
+        return {layer.name: solution.placement[self.op_of[layer.name]] for layer in self.profile.layers}
+
+    def stages(self, solution: p.Solution) -> tuple[PlannedStage, ...]:
+        """One stage for each tier that has layers."""
+        tier_of = self.tier_of(solution)
+        used = [tier for tier in self.line.tiers if tier in tier_of.values()]
+        made = []
+        for number, tier in enumerate(used):
+            layers = [layer for layer in self.profile.layers if tier_of[layer.name] == tier]
+            place = self.line.tiers.index(tier)
+            seconds = self.times[place].seconds
+            made.append(
+                PlannedStage(
+                    f"stage{number}", tier, tuple(layer.name for layer in layers),
+                    sum(seconds[layer.name] for layer in layers) + self._wake_s(place), sum(layer.weight_nbytes for layer in layers),
+                )
+            )
+        return tuple(made)
+
+    def crossings(self, solution: p.Solution) -> tuple[Crossing, ...]:
+        """What leaves its tier, with physical links."""
+        hops: dict[str, list[p.Crossing]] = {}
+        for crossing in solution.codecs:
+            if crossing.tensor in self.specs:
+                hops.setdefault(crossing.tensor, []).append(crossing)
+        made = []
+        for tensor, (first, *_) in hops.items():
+            links = [link for crossing in hops[tensor] for link in self._physical(crossing.link)]
+            spec = self.specs[tensor]
+            made.append(Crossing(tensor, spec.producer, first.codec, tuple(links), spec.nbytes, first.nbytes))
+        return tuple(made)
+
+    def _physical(self, hop: int) -> range:
+        return range(self.line.used[hop], self.line.used[hop + 1])
+
+    def cost(self, solution: p.Solution) -> Cost:
+        """The predicted cost with the framework's share taken out of compute and links."""
+        cost = solution.cost
+        share = self._shares(solution)
+        sent = {hop: cost.link_nbytes[hop] + reach * self.profile.packet_nbytes for hop, reach in share["up"].items()}
+        back = {hop: self._returned(solution)[hop] + reach * self.profile.packet_nbytes for hop, reach in share["down"].items()}
+        wire = sum(self._wire(hop, nbytes, "up", share["up"][hop]) for hop, nbytes in sent.items())
+        home = sum(self._wire(hop, nbytes, "down", share["down"][hop]) for hop, nbytes in back.items())
+        compute = self._computing(solution)
+        places = {layer: self.line.tiers.index(tier) for layer, tier in self.tier_of(solution).items()}
+        encode = cost.encode_s + sum(self.passing.layer(layer) * self._results_s(layer, place) for layer, place in places.items())
+        decode = cost.decode_s + (self._received_s() if 0 in places.values() else 0.0)
+        latency = cost.latency_s + (self._waking(solution) if self.steady else 0.0)
+        return Cost(
+            latency, compute, encode, wire, decode, home, latency - compute - encode - decode - wire - home,
+            up_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in sent.items()),
+            return_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in back.items()),
+            interval_s=self._interval(cost), critical_path_s=cost.critical_path_s,
+            energy_j=cost.energy_j, money=cost.money, error=cost.error,
+        )  # fmt: skip
+
+    def _waking(self, solution: p.Solution) -> float:
+        """What a single request, after a pause, pays on top of a steady stream's."""
+        used = {self.line.tiers.index(stage.tier): self._reached(stage.layers) for stage in self.stages(solution)}
+        return sum(reach * (self.profile.framework.call_s + self._wake_s(place)) for place, reach in used.items())
+
+    def _reached(self, layers: Sequence[str]) -> float:
+        """Share of the requests that get to some of these layers."""
+        return max(self.passing.layer(name) for name in layers)
+
+    def _computing(self, solution: p.Solution) -> float:
+        """Expected seconds of the layers, and of waking up."""
+        total = 0.0
+        for stage in self.stages(solution):
+            place = self.line.tiers.index(stage.tier)
+            total += self._reached(stage.layers) * self._wake_s(place)
+            total += sum(self.passing.layer(name) * self.times[place].seconds[name] for name in stage.layers)
+        return total
+
+    def _shares(self, solution: p.Solution) -> dict[str, dict[int, float]]:
+        """Share of the requests that use each hop in use, up and down, as the Problem counts its latency."""
+        reach = {tensor.name: tensor.reach for tensor in self.problem.tensors}
+        shares: dict[str, dict[int, float]] = {"up": {}, "down": {}}
+        for crossing in solution.codecs:
+            shares["up"][crossing.link] = max(shares["up"].get(crossing.link, 0.0), reach[crossing.tensor])
+        for tensor in self.problem.tensors:
+            if tensor.returned:
+                for hop in range(self.line.tiers.index(solution.placement[tensor.producer])):
+                    shares["down"][hop] = max(shares["down"].get(hop, 0.0), tensor.reach)
+        return shares
+
+    def _interval(self, cost: p.Cost) -> float:
+        """The largest load, each physical link by itself."""
+        loads = list(cost.tier_load_s.values())
+        for nbytes, direction in ((cost.link_nbytes, "up"), (cost.return_nbytes, "down")):
+            for hop, links in enumerate(self.line.hops):
+                loads += [nbytes[hop] * (_seconds_per_byte([link], direction) + self.profile.framework.s_per_byte) for link in links]
+        return max(loads)
+
+    def _wire(self, hop: int, nbytes: float, direction: str, share: float) -> float:
+        links = self.line.hops[hop]
+        return nbytes * _seconds_per_byte(links, direction) + share * sum(link.latency_s for link in links)
+
+    def _returned(self, solution: p.Solution) -> dict[int, float]:
+        """Expected bytes of results on each hop on the way back."""
+        tier_of = self.tier_of(solution)
+        back: dict[int, float] = {}
+        for tensor in self.profile.tensors:
+            if tensor.returned and tensor.producer != INPUT:
+                for hop in range(self.line.tiers.index(tier_of[tensor.producer])):
+                    share = self.passing.layer(tensor.producer) * self.passing.returned(tensor)
+                    back[hop] = back.get(hop, 0.0) + share * tensor.sent_nbytes.get("raw", tensor.nbytes)
+        return back
+
+
+def kept_layers(profile: Profile, wish: int | str) -> int:
+    """How many layers, from the first, `--keep-on-device` names: a number, or all up to a layer. Raises PlanError."""
+    names = [layer.name for layer in profile.layers]
+    if isinstance(wish, str) and not wish.isdecimal():
+        if wish not in names:
+            raise PlanError(f"there is no layer '{wish}' to keep on the device; the layers are {names[0]} ... {names[-1]}")
+        return names.index(wish) + 1
+    count = int(wish)
+    if not 0 <= count <= len(names):
+        raise PlanError(f"cannot keep {count} layers on the device; the model has {len(names)}")
+    return count
+
+
+def grouped(profile: Profile) -> dict[str, str]:
+    """Layer -> op: layers that must stay together are one op, named after the first of them."""
+    op_of = {INPUT: INPUT} | {layer.name: layer.name for layer in profile.layers}
+    for layers, _ in profile.together:
+        merged = {op_of[name] for name in layers}
+        first = next(layer.name for layer in profile.layers if op_of[layer.name] in merged)
+        op_of |= {name: op_of[first] for name, op in op_of.items() if op in merged}
+    return op_of
+
+
+def _seconds_per_byte(hop: Sequence[LinkSpec], direction: str) -> float:
+    return sum(1 / (link.up_bytes_per_s if direction == "up" else link.down_bytes_per_s) for link in hop)
