@@ -148,21 +148,22 @@ FREE_SOURCE = Problem(
 )
 
 
-def test_auto_closes_by_milp_what_the_cut_leaves_open() -> None:
+def test_auto_closes_what_the_cut_leaves_open() -> None:
     """With no op bound to the device the cut cannot tell whether the link is used, so it does not charge latency."""
     assert not exact_for(FREE_SOURCE)
     cut = solve(FREE_SOURCE, "mincut").certificate
     assert (cut.status, cut.bound) == ("within", pytest.approx(0.2))
     found = solve(FREE_SOURCE)
-    assert (found.strategy, found.certificate.status) == ("milp", "optimal")
+    assert (found.strategy, found.certificate.status) == ("chain", "optimal")
     assert found.cost.latency_s == pytest.approx(3.2)
 
 
 def test_auto_keeps_the_cut_when_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(problem: Problem, objective: Objective, time_limit_s: float) -> None:
+    def late(problem: Problem, objective: Objective, time_limit_s: float = 0) -> None:
         raise PartitionerError("no placement in time")
 
-    monkeypatch.setattr(strategies, "by_milp", late)
+    for name in ("by_chain", "by_blocks", "by_milp"):
+        monkeypatch.setattr(strategies, name, late)
     found = solve(FREE_SOURCE)
     assert (found.strategy, found.certificate.status) == ("mincut", "within")
 
