@@ -79,6 +79,8 @@ def _score(resources: Resources, used: Floats) -> tuple[float, float]:
 
 
 def _gap(value: float, bound: float) -> float:
+    if value == np.inf:
+        return value
     return (value - bound) / value if value else 0.0
 
 

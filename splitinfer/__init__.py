@@ -15,8 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from splitinfer.calibrations import Calibration as Calibration
     from splitinfer.graph import Graph as Graph
     from splitinfer.importer import capture as capture
+    from splitinfer.learn.accuracy import accurate_plan as accurate_plan
+    from splitinfer.learn.calibrate import calibrate as calibrate
     from splitinfer.pipeline import Pipeline as Pipeline
     from splitinfer.planner import plan as plan
     from splitinfer.plans import Plan as Plan
@@ -29,11 +32,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Calibration": "splitinfer.calibrations",
     "Graph": "splitinfer.graph",
     "Pipeline": "splitinfer.pipeline",
     "Plan": "splitinfer.plans",
     "Profile": "splitinfer.profiles",
     "Trace": "splitinfer.tracing",
+    "accurate_plan": "splitinfer.learn.accuracy",
+    "calibrate": "splitinfer.learn.calibrate",
     "capture": "splitinfer.importer",
     "deploy": "splitinfer.runtime.deploy",
     "plan": "splitinfer.planner",
@@ -41,13 +47,16 @@ _HOMES = {
     "verify_split": "splitinfer.verify",
 }
 
-__all__ = ["Graph", "Pipeline", "Plan", "Profile", "Trace", "__version__", "capture", "deploy", "plan", "profile", "verify_split"]
+__all__ = [
+    "Calibration", "Graph", "Pipeline", "Plan", "Profile", "Trace", "__version__", "accurate_plan", "calibrate", "capture", "deploy",
+    "plan", "profile", "verify_split",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("codecs", "errors", "zoo"):
+    if name in ("codecs", "errors", "learn", "zoo"):
         return import_module(f"splitinfer.{name}")
     raise AttributeError(f"module 'splitinfer' has no attribute '{name}'")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
 from splitinfer.errors import PlanError
 from splitinfer.graph import Graph
 from splitinfer.plans import Plan
-from splitinfer.routing import Route, routes
+from splitinfer.routing import Route, pieces, routes
 from splitinfer.runner import StageRunner
 from splitinfer.sizes import sizes_at
 from splitinfer.stages import Stage, carve
@@ -54,8 +55,12 @@ class Pipeline(ABC):
         self.source: Route
         self.source, self.routes = routes(graph, plan)
         self.slowdown = slowdown
-        self.stages = [carve(graph, planned.layers, planned.name) for planned in plan.stages]
-        self._sizes = {name for stage in self.stages for name in stage.sizes}
+        # Each stage in one part, or in several where an early exit may end it.
+        self.stages = [
+            [carve(graph, layers, planned.name) for layers in parts]
+            for planned, parts in zip(plan.stages, pieces(graph, plan), strict=True)
+        ]
+        self._sizes = {name for parts in self.stages for part in parts for name in part.sizes}
         self._sizes |= {leaf.name for leaf in graph.outputs if leaf.kind == "size"}
 
     @staticmethod
@@ -135,32 +140,53 @@ class LocalPipeline(Pipeline):
         super().__init__(graph, plan)
         last = len(self.stages) - 1
         self.runners = [
-            StageRunner(stage, route, tier=planned.tier, last=index == last, limits=self.limits)
-            for index, (stage, route, planned) in enumerate(zip(self.stages, self.routes, plan.stages, strict=True))
+            StageRunner(parts, route, tier=planned.tier, last=index == last, limits=self.limits)
+            for index, (parts, route, planned) in enumerate(zip(self.stages, self.routes, plan.stages, strict=True))
         ]
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[tuple[Any, Trace]]:
         future: Future[tuple[Any, Trace]] = Future()
         try:
-            future.set_result(self._run(args, kwargs))
+            future.set_result(self._run(args, kwargs, self.runners))
         except Exception as error:  # a future carries whatever went wrong to its owner
             future.set_exception(error)
         return future
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Trace]:
+    def degraded(self, *args: Any, **kwargs: Any) -> tuple[Any, Trace]:
+        """The answer without network: the first tier alone, from its last exit where no exit is sure; and the trace.
+
+        The trace's `degraded` says whether that exit was not sure. Raises PlanError where the first tier can give no
+        answer, and what `traced` raises.
+        """
+        first = self.plan.tiers[0]
+        near = list(itertools.takewhile(lambda runner: runner.tier == first, self.runners))
+        if len(near) < len(self.runners) and not any(runner.route.exits for runner in near):
+            raise PlanError(f"without network '{first}' can give no answer: the plan has no early exit there")
+        return self._run(args, kwargs, near)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], runners: Sequence[StageRunner]) -> tuple[Any, Trace]:
+        """One request through the first stages; where these are not all, the last exit among them must answer."""
+        ends = [place for place, runner in enumerate(runners) if runner.route.exits] if len(runners) < len(self.runners) else []
+        alone = ends[-1] if ends else -1
         start = time.perf_counter()
         request = self._request(args, kwargs)
-        data, spans = request.data, request.spans
+        data, spans, sender = request.data, request.spans, ("source", self.plan.tiers[0])
         results: list[Frame] = []
-        request_id = ""
-        for runner in self.runners:
-            step = runner.run(data)
+        for place, runner in enumerate(runners):
+            spans += self._crossed(*sender, runner.tier, len(data))
+            step, sender = runner.run(data, alone=place == alone), (runner.name, runner.tier)
             results += step.results
             spans += step.spans
-            request_id = step.request.request_id
-            data = step.onward or b""
+            if step.onward is None:
+                break
+            data = step.onward
         answer = self._answer(tuple(results), request, self.limits)
-        return answer, Trace(request_id, time.perf_counter() - start, spans)
+        return answer, Trace(step.request.request_id, time.perf_counter() - start, spans, step.exit, step.degraded)
+
+    def _crossed(self, stage: str, tier: str, following: str, nbytes: int) -> tuple[Span, ...]:
+        """What a packet weighs on the links to the next stage's tier; here it takes no time."""
+        links = self.plan.tiers.index(following) - self.plan.tiers.index(tier)
+        return (Span(stage, tier, "wire", time.perf_counter(), 0.0, nbytes=nbytes * links),) if links else ()
 
 
 def whole(graph: Graph) -> Stage:

@@ -250,7 +250,7 @@ class Plan:
         return plan
 
     def __str__(self) -> str:
-        return "\n".join([self._headline(), *self._stage_table(), *self._crossing_table(), *self._cost_table()])
+        return "\n".join([self._headline(), *self._stage_table(), *self._crossing_table(), *self._exit_table(), *self._cost_table()])
 
     def _headline(self) -> str:
         where = " -> ".join(f"{stage.tier} ({len(stage.layers)} layers)" for stage in self.stages)
@@ -270,6 +270,11 @@ class Plan:
             for c in self.crossings
         ]
         return ["", tabulate(rows, ["link", "tensor", "of layer", "raw bytes", "codec", "sent bytes"])] if rows else []
+
+    def _exit_table(self) -> list[str]:
+        tier_of = {layer: stage.tier for stage in self.stages for layer in stage.layers}
+        rows = [[each.layer, tier_of.get(each.layer, "-"), f"{each.threshold:.3f}", f"{1 - each.reach:.1%}"] for each in self.exits]
+        return ["", tabulate(rows, ["exit", "tier", "from confidence", "have left by here"], disable_numparse=True)] if rows else []
 
     @property
     def _goal(self) -> Objective:

@@ -1,4 +1,4 @@
-"""Which tensors each stage takes from a packet, encodes for the next stage, passes on as they are, and returns.
+"""Which tensors each stage takes from a packet, encodes for the next stage, passes on as they are, and returns; its exits.
 
 A tensor is raw while it stays on the tier of its producer. The last stage there encodes it once; from then on it is
 forwarded as it is, and decoded once on each tier that uses it. The caller is the source: it stands on the first tier.
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import networkx as nx
+
+from splitinfer.errors import PlanError
 from splitinfer.graph import Graph
-from splitinfer.plans import INPUT, Plan
+from splitinfer.plans import INPUT, Plan, PlannedExit
 
 SOURCE = -1
 """The position of the caller in front of stage 0."""
@@ -28,10 +31,13 @@ class Route:
     """Passed on to the next stage as they came."""
     returns: tuple[str, ...]
     """Results that go back to the caller."""
+    exits: tuple[PlannedExit, ...] = ()
+    """Where the request may end before the stage does, in order."""
 
 
 def routes(graph: Graph, plan: Plan) -> tuple[Route, list[Route]]:
-    """The caller's route (only `sends` matters) and one for each stage."""
+    """The caller's route (only `sends` matters) and one for each stage. Raises PlanError for an exit that the graph does not have."""
+    _check_exits(graph, plan)
     stage_of = {layer: index for index, stage in enumerate(plan.stages) for layer in stage.layers} | {INPUT: SOURCE}
     tier = [plan.tiers.index(stage.tier) for stage in plan.stages]
     sends: list[dict[str, str]] = [{} for _ in range(len(plan.stages) + 1)]
@@ -55,12 +61,49 @@ def routes(graph: Graph, plan: Plan) -> tuple[Route, list[Route]]:
         for user in users:
             if tensor.name not in decodes[user]:
                 decodes[user].append(tensor.name)
+    results = {leaf.name for leaf in graph.outputs}  # an exit's tensors return in their place, where it is taken
     returned = [
-        tuple(t.name for t in graph.tensors.values() if t.returned and stage_of[t.producer] == index)
+        tuple(t.name for t in graph.tensors.values() if t.name in results and stage_of[t.producer] == index)
         for index in range(len(plan.stages))
     ]
     made = [
-        Route(tuple(decodes[index]), sends[index + 1], tuple(forwards[index + 1]), returned[index])
+        Route(
+            tuple(decodes[index]), sends[index + 1], tuple(forwards[index + 1]), returned[index],
+            tuple(exit_ for exit_ in plan.exits if stage_of[exit_.layer] == index),
+        )
         for index in range(len(plan.stages))
-    ]
+    ]  # fmt: skip
     return Route((), sends[0], (), ()), made
+
+
+def pieces(graph: Graph, plan: Plan) -> list[list[tuple[str, ...]]]:
+    """The layers of each stage, divided behind the head of each of its exits: what a taken exit leaves out runs later."""
+    made = []
+    for stage in plan.stages:
+        left, parts = list(stage.layers), []
+        for head in (exit_.layer for exit_ in plan.exits if exit_.layer in stage.layers):
+            needed = _needed(graph, head)
+            parts.append(tuple(name for name in left if name in needed))
+            left = [name for name in left if name not in needed]
+        made.append([*parts, tuple(left)] if left else parts)
+    return made
+
+
+def _needed(graph: Graph, layer: str) -> set[str]:
+    """All that runs up to a layer, with what must stay together with it, the heads of exits that are not planned for example."""
+    needed: set[str] = set()
+    pending = {layer}
+    while pending:
+        needed |= pending | set().union(*(nx.ancestors(graph.dag, name) for name in pending))
+        pending = set().union(*(group.layers for group in graph.together if group.layers & needed)) - needed
+    return needed
+
+
+def _check_exits(graph: Graph, plan: Plan) -> None:
+    results = [leaf.name for leaf in graph.outputs if leaf.kind == "tensor"]
+    for exit_ in plan.exits:
+        for name in (exit_.answer, exit_.confidence):
+            if name not in graph.tensors or graph.tensors[name].producer != exit_.layer:
+                raise PlanError(f"{graph.name} does not make '{name}' of the plan's exit '{exit_.layer}'; apply the exit to the graph")
+        if results != [exit_.output]:
+            raise PlanError(f"the exit '{exit_.layer}' stands for '{exit_.output}' alone; {graph.name} returns {results}")

@@ -37,6 +37,10 @@ class Trace:
     request_id: str
     total_s: float
     spans: tuple[Span, ...]
+    exit: str = ""
+    """The head whose answer this is; empty where the whole model answered."""
+    degraded: bool = False
+    """Whether the head was not sure enough, but nothing behind it could be asked."""
 
     def seconds(self, kind: str) -> float:
         """Seconds spent on one kind of work."""
@@ -62,7 +66,8 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"request_id": self.request_id, "total_s": self.total_s, "spans": [asdict(span) for span in self.spans]}
+        how = {"exit": self.exit, "degraded": self.degraded}
+        return {"request_id": self.request_id, "total_s": self.total_s, **how, "spans": [asdict(span) for span in self.spans]}
 
 
 class Recorder:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -87,15 +87,15 @@ class StageActor:
         self.next: Any = None
         self.empty_nbytes = _private_nbytes()
 
-    def load(self, data: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Build the stage from its file; says what this process is."""
+    def load(self, *files: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """Build the stage from its files, one for each part between early exits; says what this process is."""
         config = self.config
-        stage = load_stage(data.data, config.device)
+        parts = [load_stage(data.data, config.device) for data in files]
         self.runner = StageRunner(
-            stage, config.route, tier=config.tier, last=config.last, device=config.device, slowdown=config.slowdown, limits=config.limits
+            parts, config.route, tier=config.tier, last=config.last, device=config.device, slowdown=config.slowdown, limits=config.limits
         )
-        self.up = Sender(config.up, stage.name, config.tier, "wire")
-        self.down = Sender(config.down, stage.name, config.tier, "return")
+        self.up = Sender(config.up, self.runner.name, config.tier, "wire")
+        self.down = Sender(config.down, self.runner.name, config.tier, "return")
         return self.info()
 
     def connect(self, following: Any) -> None:
@@ -106,8 +106,8 @@ class StageActor:
         """Process, threads and memory; `links` says whether the paced links kept their rate."""
         return {
             "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id(), "tier": self.config.tier,
-            "threads": torch.get_num_threads(), "stage": self.runner.stage.name,
-            "weight_nbytes": self.runner.stage.weight_nbytes, "empty_nbytes": self.empty_nbytes,
+            "threads": torch.get_num_threads(), "stage": self.runner.name,
+            "weight_nbytes": sum(part.weight_nbytes for part in self.runner.parts), "empty_nbytes": self.empty_nbytes,
             "private_nbytes": _private_nbytes(), "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
         }
 
@@ -123,16 +123,18 @@ class StageActor:
         loop = asyncio.get_running_loop()
         step: Step = await loop.run_in_executor(self.worker, self.runner.run, data, received_s)
         results, spans = list(step.results), pack_spans(step.spans)
+        meta: Mapping[str, Any] = {"exit": step.exit} if step.exit else {}
         if step.onward is not None:
             spans += pack_spans(await self.up.send(len(step.onward)))
             left = step.left_s - (time.monotonic() - received_s)
-            answer, later = await call_stage(self.next, step.onward, left, self.runner.stage.name)
+            answer, later = await call_stage(self.next, step.onward, left, self.runner.name)
             spans += msgpack.unpackb(later)
             packet = Packet.unpack(answer, self.config.limits)
             if packet.kind is Kind.ERROR:
                 return answer, spans
             results += packet.frames
-        response = Packet(Kind.RESPONSE, step.request.request_id, tuple(results), step.request.attempt).pack()
+            meta = packet.meta
+        response = Packet(Kind.RESPONSE, step.request.request_id, tuple(results), step.request.attempt, meta=meta).pack()
         spans += pack_spans(await self.down.send(len(response)))
         return response, spans
 

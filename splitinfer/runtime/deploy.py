@@ -61,10 +61,11 @@ class RayPipeline(Pipeline):
         tiers = [_tier(topology, stage.tier) for stage in plan.stages]
         self.emulated = topology.emulated
         super().__init__(graph, plan, slowdown=_slowdown(_tier(topology, plan.tiers[0]), self.emulated), timeout_s=timeout_s)
-        for tier, stage in zip(tiers, self.stages, strict=True):
-            if tier.memory_bytes is not None and stage.weight_nbytes > tier.memory_bytes:
+        for tier, parts in zip(tiers, self.stages, strict=True):
+            held = sum(part.weight_nbytes for part in parts)
+            if tier.memory_bytes is not None and held > tier.memory_bytes:
                 raise DeployError(
-                    f"stage '{stage.name}' holds {format_bytes(stage.weight_nbytes)} of weights; '{tier.name}' allows "
+                    f"stage '{parts[0].name}' holds {format_bytes(held)} of weights; '{tier.name}' allows "
                     f"{format_bytes(tier.memory_bytes)}. Plan again, or raise memory of tier '{tier.name}'."
                 )
         self.configs = self._configs(tiers)
@@ -134,8 +135,8 @@ class RayPipeline(Pipeline):
             self.actors.append(factory.options(num_cpus=0, label_selector=label, max_concurrency=1000).remote(config))
         try:
             # An array is read where it lies in the object store; bytes would leave copies on the actor's heap.
-            files = [ray.put(np.frombuffer(dump_stage(stage), np.uint8)) for stage in self.stages]
-            loaded = [actor.load.remote(file) for actor, file in zip(self.actors, files, strict=True)]
+            files = [[ray.put(np.frombuffer(dump_stage(part), np.uint8)) for part in parts] for parts in self.stages]
+            loaded = [actor.load.remote(*parts) for actor, parts in zip(self.actors, files, strict=True)]
             self.started = ray.get(loaded, timeout=_START_TIMEOUT_S)
             for actor, following in zip(self.actors, self.actors[1:], strict=False):
                 ray.get(actor.connect.remote(following), timeout=_START_TIMEOUT_S)
@@ -199,7 +200,7 @@ class RayPipeline(Pipeline):
             raise raised(packet)
         spans += unpack_spans(msgpack.unpackb(later))
         result = self._answer(packet.frames, request, self.limits)
-        return result, Trace(packet.request_id, time.perf_counter() - start, spans)
+        return result, Trace(packet.request_id, time.perf_counter() - start, spans, str(packet.meta.get("exit", "")))
 
 
 def _tier(topology: Topology, name: str) -> TierSpec:

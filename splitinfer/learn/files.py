@@ -1,0 +1,54 @@
+"""The file of a learned part: a packet at rest, so that reading one runs no code and allocates nothing unchecked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from splitinfer import codecs
+from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
+from splitinfer.errors import CodecError, PacketError, PlanError
+
+LIMITS = Limits(packet_nbytes=1 << 30, tensor_nbytes=1 << 28, frames=16)
+"""A learned part is small: a gigabyte is far more than a 1x1 convolution over any channels needs."""
+
+
+def write(path: str | Path, part: str, meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write the file; `part` says what it holds."""
+    raw = codecs.get("raw")
+    frames = tuple(Frame.encode(name, weight.detach().cpu(), raw) for name, weight in weights.items())
+    Path(path).write_bytes(Packet(Kind.STAGE, part, frames, meta={"part": part, **meta}).pack())
+
+
+def read(path: str | Path, part: str, kinds: Mapping[str, type | tuple[type, ...]], names: tuple[str, ...]) -> dict[str, Any]:
+    """The facts, each of its kind, and the weights of these names, in one mapping.
+
+    Raises PlanError, which names what is wrong, for a file that `write` did not make.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if size > LIMITS.packet_nbytes:
+            raise PlanError(f"{path} holds {size:,} bytes; a {part} takes at most {LIMITS.packet_nbytes:,}")
+        packet = Packet.unpack(Path(path).read_bytes(), LIMITS)
+    except OSError as error:
+        raise PlanError(f"cannot read the {part} {path}: {error.strerror}") from error
+    except PacketError as error:
+        raise PlanError(f"{path} is no {part}: {error}") from error
+    meta = dict(packet.meta)
+    if packet.kind is not Kind.STAGE or meta.pop("part", None) != part:
+        raise PlanError(f"{path} is no {part}: it holds {packet.request_id[:80]!r}")
+    for key, kind in kinds.items():
+        if not isinstance(meta.get(key), kind) or isinstance(meta[key], bool) is not (kind is bool):
+            raise PlanError(f"malformed {part} {path}: '{key}' is {meta.get(key)!r:.80}")
+    found = tuple(frame.name for frame in packet.frames)
+    if found != names or set(meta) != set(kinds):
+        raise PlanError(f"malformed {part} {path}: it holds {sorted({*found, *meta})!r:.200}; expected {sorted({*names, *kinds})}")
+    try:
+        if any(frame.codec != "raw" for frame in packet.frames):
+            raise PlanError(f"malformed {part} {path}: its weights must be raw")
+        return meta | {frame.name: frame.decode(LIMITS, copy=True) for frame in packet.frames}
+    except CodecError as error:
+        raise PlanError(f"malformed {part} {path}: {error}") from error
