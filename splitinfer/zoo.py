@@ -54,7 +54,7 @@ class DigitsViT(nn.Module):
 
     def until(self, cut: int, images: Tensor) -> Tensor:
         """What block `cut` takes: (batch, 16, width)."""
-        tokens = self.embed(images).flatten(2).transpose(1, 2) + self.places
+        tokens: Tensor = self.embed(images).flatten(2).transpose(1, 2) + self.places
         for block in self.blocks[:cut]:
             tokens = block(tokens)
         return tokens.contiguous()
