@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_arguments(calibrate)
     _sample_arguments(calibrate, required=True)
     calibrate.add_argument("--profile", type=Path, metavar="JSON", help="keep the codec times of this profile")
-    calibrate.add_argument("--codecs", default="suggested", help="codecs to try (default: a suggested set from lossless to 2 bits)")
+    calibrate.add_argument("--codecs", help="codecs to try (default: from lossless to 2 bits, and codecs for images on images)")
     calibrate.add_argument("--budget", type=_positive, metavar="SECONDS", help="stop after this; what is left is sent without loss")
     calibrate.add_argument("-o", "--output", type=Path, metavar="JSON", help="write the calibration here")
 

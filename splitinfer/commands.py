@@ -42,7 +42,7 @@ def calibrate(options: argparse.Namespace) -> int:
     from splitinfer.models import load_samples
     from splitinfer.profiles import Profile
 
-    names = _registered(_names(options.codecs))
+    names = _registered(_names(options.codecs)) or None
     profile = Profile.load(options.profile) if options.profile else None
     samples, labels = load_samples(options.samples)
     made = calibrate(

@@ -91,6 +91,15 @@ class TestTable:
         name = cut_tensors(graph)[0]
         assert (one.rows[name]["int8"].encode_s, one.rows[name]["int8"].decode_s) == profiled.measurements[0].codec_s[name]["int8"]
 
+    def test_images_are_tried_as_images(self, digits):
+        """Pixels of sixteenths are pixels of 8 bits: an honest rival sends the input as what it is."""
+        graph, _, images, _ = digits
+        inputs = [spec.name for spec in graph.tensors.values() if spec.producer == "<input>"]
+        table = calibrate(graph, [images[:1]], tensors=[*inputs, cut_tensors(graph)[1]])
+        assert {"uint8", "dct90"} <= set(table.rows[inputs[0]])
+        assert not {"uint8", "dct90"} & set(table.rows[cut_tensors(graph)[1]])
+        assert table.rows[inputs[0]]["uint8"].nbytes < table.rows[inputs[0]]["raw"].nbytes
+
     def test_no_time_left_leaves_tensors_out(self, digits):
         graph, _, images, _ = digits
         assert len(calibrate(graph, [images[:1]], codec_names=("raw", "int8"), budget_s=0.0).rows) == 1

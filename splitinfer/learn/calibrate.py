@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,15 @@ from splitinfer import codecs
 from splitinfer.calibrations import Calibration, Measured
 from splitinfer.codecs.packet import Frame
 from splitinfer.errors import UsageError
-from splitinfer.graph import Graph
+from splitinfer.graph import Graph, TensorSpec
 from splitinfer.learn.metrics import Metric, Score, relative_error
 from splitinfer.pipeline import whole
+from splitinfer.plans import INPUT
 from splitinfer.profiles import Profile
 from splitinfer.sizes import sizes_at
+
+IMAGES = ("uint8", "dct90")
+"""Codecs for inputs (batch, 1 or 3, height, width): exact where the pixels had 8 bits, and like JPEG at quality 90."""
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -40,7 +44,8 @@ def calibrate(
     """Try each codec on each tensor, one at a time, over all samples.
 
     A sample is a tensor, a tuple of arguments, a dictionary of keyword arguments, or (arguments, keyword arguments); it
-    must fit the graph. `codec_names`: default ``codecs.suggested()``. `tensors`: default all that a cut can send. The loss is
+    must fit the graph. `codec_names`: default ``codecs.suggested()``, and on inputs that look like images also those of
+    `IMAGES`, so that "send the compressed input" is a fair rival. `tensors`: default all that a cut can send. The loss is
     the `metric` against the unsplit model (see ``learn.metrics``), or the accuracy lost where `labels` are given. Codecs
     whose times the `profile` holds keep them, as measured inside the model. With `budget_s` the tensors that compress
     best come first and the rest is left out when time is up; the planner then sends those without loss. `threads` of torch,
@@ -50,8 +55,8 @@ def calibrate(
     UsageError for no samples, an unknown tensor or a model that keeps state.
     """
     calls = [as_call(sample) for sample in samples]
-    names = tuple(codec_names) if codec_names is not None else codecs.suggested()
     chosen = _chosen(graph, tensors)
+    names = {name: tuple(codec_names) if codec_names is not None else _suggested(graph.tensors[name]) for name in chosen}
     if not calls:
         raise UsageError("calibration needs at least one sample; accuracies need hundreds")
     if graph.stateful:
@@ -65,21 +70,28 @@ def calibrate(
 
 
 def _table(
-    graph: Graph, calls: Sequence[Call], profile: Profile | None, labels: Sequence[int] | None, names: Sequence[str], chosen: list[str],
-    metric: str | Metric, budget_s: float | None, progress: bool,
+    graph: Graph, calls: Sequence[Call], profile: Profile | None, labels: Sequence[int] | None, names: Mapping[str, Sequence[str]],
+    chosen: list[str], metric: str | Metric, budget_s: float | None, progress: bool,
 ) -> Calibration:  # fmt: skip
     runs = [_Replay(graph, call) for call in calls]
     score = Score(metric, [run.answer for run in runs], labels)
     # What compresses best matters most: first by the bytes of the smallest codec on the first sample.
-    chosen.sort(key=lambda name: min(len(codecs.get(codec).encode(runs[0].values[name])) for codec in names))
+    chosen.sort(key=lambda name: min(len(codecs.get(codec).encode(runs[0].values[name])) for codec in names[name]))
     rows: dict[str, dict[str, Measured]] = {}
     begun = time.monotonic()
     for name in tqdm(chosen, desc="tensors", disable=not progress, leave=False):
         if budget_s is not None and rows and time.monotonic() - begun > budget_s:
             break
-        rows[name] = {codec: _try(runs, score, name, codec, profile) for codec in names}
-    lossless = tuple(name for name in names if codecs.get(name).lossless)
+        rows[name] = {codec: _try(runs, score, name, codec, profile) for codec in names[name]}
+    tried = dict.fromkeys(codec for row in names.values() for codec in row)
+    lossless = tuple(name for name in tried if codecs.get(name).lossless)
     return Calibration(graph.name, graph.fingerprint, score.name, len(calls), lossless, rows)
+
+
+def _suggested(spec: TensorSpec) -> tuple[str, ...]:
+    shape = spec.sample_shape
+    image = spec.producer == INPUT and spec.dtype.startswith("float") and len(shape) == 4 and shape[1] in (1, 3)
+    return (*codecs.suggested(), *IMAGES) if image else codecs.suggested()
 
 
 def as_call(sample: Any) -> Call:
