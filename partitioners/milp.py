@@ -210,6 +210,8 @@ class _Model:
                 # Beyond link j, less the producer beyond it, is 1 iff the tensor must cross for this consumer.
                 p.rows([self._of(hop, a.owner), (y[a.consumer, j + 1 :], -sign), (y[source, j + 1 :], sign)], 0)
             return
+        if a.problem.two_way and not np.isnan(a.transfer_s).all():
+            self._only_where_wanted()
         for i in range(a.tiers):
             leaving = [hop for hop in self.hops if hop.start == i]
             serving = [hop for hop in self.hops if i in hop.stops]
@@ -217,6 +219,15 @@ class _Model:
             p.rows([(y[a.producer, i], 1.0), *(self._of(hop, None, -1.0) for hop in leaving)], 0)
             # A consumer on tier i sits beside its producer or is served there.
             p.rows([(y[source, i], 1.0), (y[a.consumer, i], -1.0), *(self._of(hop, a.owner) for hop in serving)], 0)
+
+    def _only_where_wanted(self) -> None:
+        """Serve no tier without a consumer: a measured overlap on the way up may cost less than encoding for the way down."""
+        tiers = [tensor for tensor in range(len(self.a.producer)) if self.a.fan_out[tensor]]
+        users = np.split(self.a.consumer, np.cumsum(self.a.fan_out)[:-1])
+        for hop in self.hops:
+            columns = self._of(hop, np.array(tiers, dtype=np.int64))[0]
+            for i in hop.stops:
+                self.p.rows([([self.y[users[t], i] for t in tiers], 1.0), (columns, -1.0)], 0)
 
     def _usage(self) -> None:
         """A link is used as often as the tensor of the largest reach on it."""

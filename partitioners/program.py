@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult
@@ -16,6 +19,20 @@ Term = tuple["Ints | list[Ints]", "float | Floats | list[Floats]"]
 
 KNOWN = 1e4  # of scaled costs, for one that is known
 SMALLEST = 1e-200  # of a mean cost: dividing by less overflows
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Send the process' standard output nowhere: HiGHS prints there now and then, whatever it is told, amid --json."""
+    sys.stdout.flush()
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is needed
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 class Program:
@@ -90,8 +107,9 @@ class Program:
         low, high, integral = (np.concatenate(part) for part in zip(*self._columns, strict=True))
         high[np.concatenate(self._forbidden)] = 0.0
         options = {"mip_rel_gap": gap} | ({} if time_limit_s is None else {"time_limit": time_limit_s})
-        return highs(cost * self.scale, bounds=Bounds(low, high), integrality=0 * integral if relaxed else integral,
-                     constraints=self._constraints(), options=options)  # fmt: skip
+        with _silent():
+            return highs(cost * self.scale, bounds=Bounds(low, high), integrality=0 * integral if relaxed else integral,
+                         constraints=self._constraints(), options=options)  # fmt: skip
 
     def bound(self, found: OptimizeResult) -> float:
         """The lower bound that HiGHS proved."""

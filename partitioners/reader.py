@@ -22,7 +22,7 @@ def read(source: str | Mapping[str, Any]) -> Problem:
     if isinstance(source, str):
         try:
             source = json.loads(source)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ProblemError("$", f"is not JSON: {error}") from None
     version = source.get("version") if isinstance(source, Mapping) else None
     if isinstance(source, Mapping) and (version != VERSION or isinstance(version, bool)):

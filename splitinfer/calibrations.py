@@ -50,13 +50,16 @@ class Calibration:
 
     def drop(self, tensor: str, codec: str) -> float | None:
         """The loss of one codec on one tensor; None where it was not measured."""
-        if codec in self.lossless:
+        if codec == "raw" or codec in self.lossless:
             return 0.0
         row = self.rows.get(tensor, {}).get(codec)
         return None if row is None else row.drop
 
     def raised(self, pairs: Sequence[tuple[str, str]], drop: float) -> Calibration:
         """The same with the drops of these pairs raised, in proportion, until they add up to `drop`."""
+        pairs = [(tensor, codec) for tensor, codec in pairs if codec in self.rows.get(tensor, {})]
+        if not pairs:
+            return self
         known = [self.rows[tensor][codec].drop for tensor, codec in pairs]
         total = sum(known)
         rows = {tensor: dict(row) for tensor, row in self.rows.items()}
@@ -78,15 +81,15 @@ class Calibration:
         """Read a calibration's file. Raises ProfileError for one that is malformed."""
         try:
             return Calibration.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ProfileError(f"cannot read the calibration {path}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"cannot read the calibration {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
 
     @staticmethod
     def from_json(text: str) -> Calibration:
         """A calibration from its file's text. Raises ProfileError for one that is malformed."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProfileError(f"a calibration is JSON: {error}") from error
         if not isinstance(data, dict) or data.pop("version", None) != VERSION:
             raise ProfileError(f"not a calibration of version {VERSION}; make it again with 'splitinfer calibrate'")

@@ -123,7 +123,7 @@ def _sample_arguments(command: argparse.ArgumentParser, required: bool = False) 
     command.add_argument(
         "--samples", required=required, metavar="SAMPLES", help="factory, as for MODEL, of a list of samples or of (samples, labels)"
     )
-    command.add_argument("--metric", default="auto", help="auto, top1, kl or relative; with labels the accuracy counts")
+    command.add_argument("--metric", help="auto, top1, kl or relative; with labels the accuracy counts")
 
 
 def _share(text: str) -> float:

@@ -46,7 +46,7 @@ def calibrate(options: argparse.Namespace) -> int:
     profile = Profile.load(options.profile) if options.profile else None
     samples, labels = load_samples(options.samples)
     made = calibrate(
-        _graph(options)[1], samples, profile, labels=labels, codec_names=names, metric=options.metric, budget_s=options.budget,
+        _graph(options)[1], samples, profile, labels=labels, codec_names=names, metric=options.metric or "auto", budget_s=options.budget,
         progress=_progress(options),
     )  # fmt: skip
     _save(made.to_json(), options.output)

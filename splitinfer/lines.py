@@ -19,7 +19,8 @@ from splitinfer.plans import INPUT, Cost, Crossing, PlannedExit, PlannedStage
 from splitinfer.profiles import Profile, TensorProfile, TierTimes
 
 _ENTRY = "<entry>"
-_MOST_SUBSETS = 64  # of 7 tiers; a longer line is solved whole
+MOST_TIERS = 7
+"""Of a longer line only choices of up to three tiers, and the whole, are tried: all would be 2 to the number of tiers."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,8 @@ def lines_of(topology: Topology) -> Iterator[Line]:
     for whole in topology.lines():
         names = tuple(tier.name for tier in whole.tiers)
         rest = range(1, len(names))
-        choices: Iterator[tuple[int, ...]] = (chosen for count in range(len(names)) for chosen in combinations(rest, count))
-        if 2 ** len(rest) > _MOST_SUBSETS:
-            choices = iter([tuple(rest)])
-        for chosen in choices:
+        counts = range(len(names)) if len(names) <= MOST_TIERS else (0, 1, 2, len(rest))
+        for chosen in (chosen for count in counts for chosen in combinations(rest, count)):
             used = (0, *chosen)
             yield Line(names, used, tuple(whole.tiers[i] for i in used), tuple(whole.path(a, b) for a, b in pairwise(used)))
 
@@ -176,7 +175,11 @@ class LineModel:
 
     def _tried(self, tensor: str, codec: str) -> bool:
         """Whether it is known what a codec loses on a tensor, or nobody asked."""
-        return self.wishes.calibration is None or self.wishes.calibration.drop(tensor, codec) is not None
+        calibration = self.wishes.calibration
+        if calibration is None:
+            return True
+        measured = codec in calibration.rows.get(tensor, {}) or codec in self.specs[tensor].sent_nbytes
+        return measured and calibration.drop(tensor, codec) is not None
 
     def _codec(self, tensor: TensorProfile, name: str) -> p.Codec:
         calibration = self.wishes.calibration
@@ -184,7 +187,7 @@ class LineModel:
         own = (row.encode_s, row.decode_s) if row else None
         pairs = [(tier.scale, *(tier.base.codec_s[tensor.name].get(name) or own or (0.0, 0.0))) for tier in self.times]
         encode, decode = tuple(scale * enc for scale, enc, _ in pairs), tuple(scale * dec for scale, _, dec in pairs)
-        nbytes = row.nbytes if row else tensor.sent_nbytes[name]
+        nbytes = row.nbytes if row else tensor.sent_nbytes.get(name, tensor.nbytes)
         loss = (calibration.drop(tensor.name, name) or 0.0) if calibration else 0.0
         return p.Codec(name, nbytes, encode, decode, loss)
 

@@ -13,7 +13,7 @@ import partitioners as p
 from cluster.topology import Topology
 from splitinfer.calibrations import Calibration
 from splitinfer.errors import PlanError
-from splitinfer.lines import LineModel, Wishes, kept_layers, lines_of
+from splitinfer.lines import MOST_TIERS, LineModel, Wishes, kept_layers, lines_of
 from splitinfer.plans import Candidate, Plan, PlannedExit
 from splitinfer.profiles import Profile
 
@@ -59,18 +59,21 @@ def plan(
         exits=tuple(exits),
     )  # fmt: skip
     solved: list[tuple[LineModel, p.Solution]] = []
-    failed: list[p.Infeasible] = []
+    failed: list[tuple[int, p.PartitionerError]] = []
     models = _models(profile, topology, wishes, goal)
     for model in models:
         try:
             solved.append((model, p.solve(model.problem, strategy, goal)))
-        except p.Infeasible as reason:
-            failed.append(reason)
+        except p.PartitionerError as reason:  # no plan on this line, or none that this strategy can find
+            failed.append((len(model.line.used), reason))
     if not solved:
         # The longest line has the most room: what it misses is what stands in the way.
-        raise PlanError(f"no plan fits: {failed[-1] if len(models) < 2 else failed[-2 if topology.direct else -1]}")
+        why = max(failed, key=lambda pair: pair[0])[1]
+        raise PlanError(f"no plan fits: {why}" if isinstance(why, p.Infeasible) else str(why))
     model, best = min(solved, key=lambda item: goal.value(item[0].cost(item[1])))
-    proof = _certificate(goal, wishes, model.cost(best), solved, best.strategy)
+    proof = _certificate(goal, model.cost(best), solved, best.strategy)
+    if any(not isinstance(reason, p.Infeasible) for _, reason in failed) or _unsure(goal, wishes, models):
+        proof = {"strategy": best.strategy, "status": "feasible", "bound": None, "gap": None}
     rivals = _rivals(profile, topology, wishes, goal)
     baselines = tuple(_candidate(name, solution, rival) for name, (rival, solution) in rivals.items())
     made = _as_plan(model, best, str(goal), proof)
@@ -161,14 +164,22 @@ def _streams(goal: p.Objective, wishes: Wishes) -> bool:
     return set(goal.weights) == {"interval"} and set(wishes.within or {}) <= {"interval_s"}
 
 
+def _unsure(goal: p.Objective, wishes: Wishes, models: Sequence[LineModel]) -> bool:
+    """Whether no bound over all lines is known.
+
+    Over a hop that skips a tier a Problem adds up its links' loads, which is above the true interval; and of very long
+    lines not every choice of tiers is tried.
+    """
+    interval = "interval" in goal.weights or "interval_s" in (wishes.within or {})
+    return (interval and any(model.line.skips for model in models)) or any(len(model.line.physical) > MOST_TIERS for model in models)
+
+
 def _certificate(
-    goal: p.Objective, wishes: Wishes, cost: object, solved: Sequence[tuple[LineModel, p.Solution]], strategy: str
+    goal: p.Objective, cost: object, solved: Sequence[tuple[LineModel, p.Solution]], strategy: str
 ) -> dict[str, object]:
     """The proof over all lines: no line has a plan below the least of their bounds."""
     bounds = [solution.certificate.bound for _, solution in solved]
-    # Over a hop that skips a tier a Problem adds up its links' loads, which is above the true interval: no bound.
-    loose = ("interval" in goal.weights or "interval_s" in (wishes.within or {})) and any(model.line.skips for model, _ in solved)
-    if loose or any(bound is None for bound in bounds):
+    if any(bound is None for bound in bounds):
         return {"strategy": strategy, "status": "feasible", "bound": None, "gap": None}
     bound, value = min(bound for bound in bounds if bound is not None), goal.value(cost)
     proof = p.certify(value, bound)

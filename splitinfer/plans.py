@@ -218,15 +218,15 @@ class Plan:
         """Read a plan's file. Raises PlanError, which names the field, for one that is malformed."""
         try:
             return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the plan {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """A plan from its file's text. Raises PlanError, which names the field, for one that is malformed."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan is JSON: {error}") from error
         if not isinstance(data, dict) or data.pop("version", None) not in (1, VERSION):  # 1 lacks keys that have defaults
             raise PlanError(f"not a plan of version 1 to {VERSION}; make it again with 'splitinfer plan'")

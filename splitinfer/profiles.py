@@ -157,15 +157,15 @@ class Profile:
         """Read a profile's file. Raises ProfileError for one that is malformed."""
         try:
             return Profile.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"cannot read the profile {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
 
     @staticmethod
     def from_json(text: str) -> Profile:
         """A profile from its file's text. Raises ProfileError for one that is malformed."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProfileError(f"a profile is JSON: {error}") from error
         if not isinstance(data, dict) or data.pop("version", None) != VERSION:
             raise ProfileError(f"not a profile of version {VERSION}; make it again with 'splitinfer profile'")

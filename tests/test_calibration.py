@@ -262,3 +262,36 @@ def test_on_the_command_line(tmp_path, capsys):
     assert Plan.load(plan).accuracy.metric == "accuracy"
     assert main(["calibrate", model, "--samples", f"{factories}:nothing"]) == 2
     assert "has no factory 'nothing'" in capsys.readouterr().err
+
+
+class TestBugs:
+    """Each tells its story."""
+
+    def test_an_answer_that_is_no_number_is_the_worst_answer(self):
+        """NaN was left out of the error and won argmax for class 0: a plan that answered NaN kept every budget."""
+        reference, broken = torch.tensor([[3.0, 1.0]]), torch.full((1, 2), float("nan"))
+        for name in ("top1", "kl", "relative"):
+            assert Score(name, [reference]).drop([broken]) >= 1
+        assert Score("auto", [reference], [0]).drop([broken]) == 1
+
+    def test_inputs_that_shadow_a_builtin(self):
+        """fx renames 'input' to 'input_1' in a stage, and every nn.Sequential has one: KeyError."""
+        torch.manual_seed(0)
+        graph = splitinfer.capture(torch.nn.Sequential(torch.nn.Linear(4, 4)).eval(), (torch.randn(1, 4),))
+        sample = torch.randn(1, 4)
+        rows = calibrate(graph, [sample], codec_names=("raw", "int2"), metric="relative").rows
+        (name,) = rows
+        coded = codecs.get("int2").decode(codecs.get("int2").encode(sample))
+        model = Pipeline.local(graph, Plan.by_hand(graph, [list(graph.layers)]))
+        expected = (model(coded) - model(sample)).norm() / model(sample).norm()
+        assert rows[name]["int2"].drop == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_budget_and_measurement_share_their_unit(self, digits, profiled, table):
+        """A table in nats was checked against a share of answers."""
+        graph, _, images, _ = digits
+        with pytest.raises(UsageError, match="measured 'accuracy' and the budget would be checked by 'kl'"):
+            accurate_plan(graph, [images[:1]], profiled, SLOW, table, max_accuracy_drop=0.1, metric="kl")
+
+    def test_a_pair_without_a_row_is_not_raised(self, table):
+        """Falling back to raw on a tensor that was not tried ended in a KeyError."""
+        assert table.raised([("not tried", "raw")], 0.5) == table

@@ -347,6 +347,23 @@ class TestPrivacy:
             plan(CHAIN, self.FAST, keep_on_device=9, codecs=["raw"])
 
 
+def test_an_interval_limit_over_a_skipped_tier_claims_nothing():
+    """A line that skips a tier was refused for the sum of its links' loads, and another line's plan was called optimal."""
+    profile = a_profile(
+        {"a": 0.001, "b": 0.1},
+        [("in", INPUT, ("a",), 10**6, False), ("x", "a", ("b",), 10_000, False), ("z", "b", (), 4, True)],
+        framework=Framework(call_s=0.05, measured=True),
+    )
+    topology = a_topology([1, 1000, 0.1], [(1e5, 1e5, 0.0), (1e5, 1e5, 0.0)])
+    assert plan(profile, topology, codecs=["raw"], within={"interval": 0.15}, keep_on_device=1).certificate["status"] == "feasible"
+
+
+def test_a_strategy_that_refuses_one_line_plans_on_the_others():
+    """The critical path wants two tiers; the line of the device alone has one, and its refusal ended the planning."""
+    made = plan(CHAIN, a_topology([10, 1], [(1e6, 1e6, 0.0)]), "critical_path", ["raw"], strategy="critical_path")
+    assert made.certificate["status"] == "feasible"
+
+
 def test_problems_are_there_to_study():
     found = problems(CHAIN, a_topology([4, 2, 1], [(1e5, 1e5, 0.0)] * 2, (1e6, 1e6, 0.001)), ["raw"])
     assert set(found) == {("t0",), ("t0", "t1"), ("t0", "t2"), ("t0", "t1", "t2"), ("t0", "t2", "direct")}

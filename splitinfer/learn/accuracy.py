@@ -8,9 +8,10 @@ from typing import Any
 
 from cluster.topology import Topology
 from splitinfer.calibrations import Calibration
+from splitinfer.errors import UsageError
 from splitinfer.graph import Graph
 from splitinfer.learn.calibrate import as_call
-from splitinfer.learn.metrics import Metric, Score
+from splitinfer.learn.metrics import METRICS, Metric, Score
 from splitinfer.pipeline import Pipeline
 from splitinfer.planner import Strategy, plan
 from splitinfer.plans import Accuracy, Plan
@@ -28,7 +29,7 @@ def accurate_plan(
     *,
     max_accuracy_drop: float,
     labels: Sequence[int] | None = None,
-    metric: str | Metric = "auto",
+    metric: str | Metric | None = None,
     objective: str = "latency",
     codecs: Sequence[str] | None = None,
     within: Mapping[str, float] | None = None,
@@ -37,20 +38,29 @@ def accurate_plan(
 ) -> Plan:
     """The best plan whose loss, measured end to end on `samples`, is within `max_accuracy_drop`.
 
-    `samples` should be others than those of the calibration. The planner adds up the losses of single tensors; where the
+    The `metric` is the calibration's unless labels or another are given, and must be the same as there. `samples` should be
+    others than those of the calibration. The planner adds up the losses of single tensors; where the
     combination loses more than the budget, those losses are raised until their sum is what was measured, and the plan
     is made again. That forbids at least this combination, so it ends, at the latest with lossless codecs.
     """
     calls = [as_call(sample) for sample in samples]
     names = tuple(codecs) if codecs is not None else tuple(dict.fromkeys(name for row in calibration.rows.values() for name in row))
-    score = Score(metric, answers(graph, None, calls), labels)
+    if metric is None and labels is None and calibration.metric in METRICS:
+        metric = calibration.metric
+    score = Score(metric or "auto", answers(graph, None, calls), labels)
+    if score.name != calibration.metric:
+        raise UsageError(
+            f"the calibration measured '{calibration.metric}' and the budget would be checked by '{score.name}'; use one for both"
+            " (labels make it 'accuracy')"
+        )
     for repairs in range(MOST_REPAIRS + 1):
-        allowed = names if repairs < MOST_REPAIRS else tuple(name for name in names if name in calibration.lossless)
+        allowed = names if repairs < MOST_REPAIRS else tuple(name for name in names if name in calibration.lossless) or ("raw",)
         made = plan(
             profile, topology, objective, allowed, within=within, keep_on_device=keep_on_device, strategy=strategy,
             calibration=calibration, max_accuracy_drop=max_accuracy_drop,
         )  # fmt: skip
-        lossy = [(crossing.tensor, crossing.codec) for crossing in made.crossings if crossing.codec not in calibration.lossless]
+        lossless = ("raw", *calibration.lossless)
+        lossy = [(crossing.tensor, crossing.codec) for crossing in made.crossings if crossing.codec not in lossless]
         measured = score.drop(answers(graph, made, calls)) if lossy else 0.0
         predicted = made.cost.error if made.cost else 0.0
         if measured <= max_accuracy_drop:

@@ -57,6 +57,8 @@ def calibrate(
     calls = [as_call(sample) for sample in samples]
     chosen = _chosen(graph, tensors)
     names = {name: tuple(codec_names) if codec_names is not None else _suggested(graph.tensors[name]) for name in chosen}
+    if not all(names.values()):
+        raise UsageError("calibration needs at least one codec to try")
     if not calls:
         raise UsageError("calibration needs at least one sample; accuracies need hundreds")
     if graph.stateful:
@@ -152,11 +154,15 @@ class _Replay(fx.Interpreter):
         with torch.no_grad():
             self.answer = self._named(self.run(*self.arguments))
         self.kept = dict(self.env)
-        self.values = {node.name: value for node, value in self.kept.items() if isinstance(value, Tensor)}
+        # fx renames what would shadow a builtin ('input' becomes 'input_1'): inputs are known by their place.
+        placeholders = [node for node in stage.module.graph.nodes if node.op == "placeholder"]
+        renamed = dict(zip(placeholders, (*stage.inputs, *stage.sizes), strict=True))
+        self.nodes = {renamed.get(node, node.name): node for node in stage.module.graph.nodes}
+        self.values = {name: self.kept[node] for name, node in self.nodes.items() if isinstance(self.kept.get(node), Tensor)}
 
     def again(self, tensor: str, value: Tensor) -> Any:
         """The answer with another value for one tensor."""
-        node = next(node for node in self.module.graph.nodes if node.name == tensor)  # type: ignore[union-attr]
+        node = self.nodes[tensor]
         stale, pending = set[fx.Node](), [node]
         while pending:
             for user in pending.pop().users:

@@ -16,6 +16,10 @@ Metric = Callable[[Any, Any], float]
 """(output of the split model, output of the unsplit one) -> loss, 0 for none; averaged over the samples."""
 
 
+WORST = 1e6
+"""The loss of an answer that is no number: above every budget, and finite."""
+
+
 def first_tensor(output: Any) -> Tensor:
     """The first floating tensor of a model's answer: logits, in most."""
     for leaf in pytree.tree_leaves(output):
@@ -26,14 +30,15 @@ def first_tensor(output: Any) -> Tensor:
 
 def top1(output: Any, reference: Any) -> float:
     """Share of rows whose largest entry moved."""
-    one, two = first_tensor(output).argmax(-1), first_tensor(reference).argmax(-1)
-    return float((one != two).float().mean())
+    one, two = first_tensor(output), first_tensor(reference)
+    return float(((one.argmax(-1) != two.argmax(-1)) | _broken(one, two).any(-1)).float().mean())
 
 
 def kl(output: Any, reference: Any) -> float:
     """Kullback-Leibler divergence of the output's softmax from the reference's, in nats, mean over rows."""
     one, two = first_tensor(output), first_tensor(reference)
     rows = functional.kl_div(one.log_softmax(-1), two.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    rows = torch.where(_broken(one, two).any(-1), torch.full_like(rows, WORST), rows.nan_to_num(0.0))
     return max(0.0, float(rows.mean()))
 
 
@@ -43,11 +48,18 @@ def relative(output: Any, reference: Any) -> float:
 
 
 def relative_error(one: Tensor, two: Tensor) -> float:
-    """|one - two| / |two| in the 2-norm over the finite elements; 0 where nothing differs."""
+    """|one - two| / |two| in the 2-norm over the finite elements; 0 where nothing differs, WORST where a finite one broke."""
     one, two = one.detach().double(), two.detach().double()
+    if _broken(one, two).any():
+        return WORST
     both = torch.isfinite(one) & torch.isfinite(two)
     difference, size = float((one - two)[both].norm()), float(two[both].norm())
     return 0.0 if difference == 0 else difference / size if size else 1.0
+
+
+def _broken(one: Tensor, two: Tensor) -> Tensor:
+    """Where the reference is finite and the output is not: the worst there is, not something to leave out."""
+    return torch.isfinite(two) & ~torch.isfinite(one)
 
 
 METRICS: dict[str, Metric] = {"top1": top1, "kl": kl, "relative": relative}
@@ -70,6 +82,8 @@ class Score:
 
     def __init__(self, metric: str | Metric, references: Sequence[Any], labels: Sequence[int] | None = None) -> None:
         """Raises UsageError for an unknown metric or a number of labels that is not that of the samples."""
+        if not references:
+            raise UsageError("accuracy needs at least one sample")
         if labels is not None and len(labels) != len(references):
             raise UsageError(f"{len(labels)} labels for {len(references)} samples; each sample needs one")
         self.references, self.labels = references, None if labels is None else [torch.as_tensor(label).reshape(-1) for label in labels]
@@ -81,9 +95,18 @@ class Score:
         """How much all outputs together lose; accuracy may also gain, which counts as 0."""
         if self.labels is not None:
             return max(0.0, self.whole - self._right(outputs))
-        return sum(self.metric(one, two) for one, two in zip(outputs, self.references, strict=True)) / len(self.references)
+        losses = [self.metric(one, two) for one, two in zip(outputs, self.references, strict=True)]
+        if not all(0 <= loss < float("inf") for loss in losses):
+            raise UsageError(f"the metric '{self.name}' gave {min(losses)} for a sample; a loss is a finite number, zero or more")
+        return sum(losses) / len(losses)
 
     def _right(self, outputs: Sequence[Any]) -> float:
         assert self.labels is not None
-        hits = [(first_tensor(out).argmax(-1).reshape(-1) == label) for out, label in zip(outputs, self.labels, strict=True)]
+        hits = []
+        for output, label in zip(outputs, self.labels, strict=True):
+            rows = first_tensor(output)
+            guesses = rows.argmax(-1).reshape(-1)
+            if guesses.shape != label.shape:
+                raise UsageError(f"a sample has {len(label)} labels and its answer {len(guesses)} rows; each row needs one")
+            hits.append((guesses == label) & torch.isfinite(rows).all(-1).reshape(-1))
         return float(torch.cat(hits).float().mean())

@@ -259,3 +259,12 @@ def test_an_op_of_no_seconds_between_two_changes_nothing() -> None:
     tensors = (plain.tensors[0], Tensor("op1", ("pass",), 2), Tensor("pass", ("op2",), 2))
     for objective in SECONDS:
         assert best(replace(plain, ops=ops, tensors=tensors), objective) == pytest.approx(best(plain, objective))
+
+
+def test_a_measured_overlap_upwards_does_not_pay_for_the_way_down() -> None:
+    """The program served a tier that nobody wanted, because `transfer_s` upwards hid the encoding for the way down."""
+    codec = Codec("c", 1.0, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), transfer_s=(0.0, 0.0))
+    ops = (Op("p", (0.5, 0.0, 9.0)), Op("u", (0.0, 0.0, 0.0), "t0"), Op("v", (0.0, 0.0, 0.0), "t0"))
+    tiers, links = (Tier("t0"), Tier("t1"), Tier("t2")), (Link(1e9, 0.0), Link(1e9, 0.0))
+    problem = Problem(tiers, links, ops, (Tensor("p", ("u", "v"), 1.0, codecs=(codec,)),), "forward", True)
+    assert solve(problem, "milp").value == pytest.approx(0.5)
