@@ -22,8 +22,8 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from partitioners.arrays import Arrays, Floats, Ints
-from partitioners.cost import evaluate, solution, violations
-from partitioners.errors import PartitionerError
+from partitioners.cost import solution
+from partitioners.errors import Infeasible, PartitionerError
 from partitioners.flow import minimum_cut
 from partitioners.objective import LATENCY, Objective
 from partitioners.placement import OPTIMAL_GAP, Solution
@@ -46,10 +46,10 @@ def by_mincut(problem: Problem, objective: Objective = LATENCY) -> Solution:
         raise PartitionerError(f"'mincut' minimises sums over ops and tensors; '{objective}' is none.\n  Take 'auto' or 'milp'.")
     a = Arrays.of(problem)
     tier, bound = place(a, Prices(a, objective))
-    placement = a.names(tier)
-    if broken := violations(problem, evaluate(problem, placement, None, objective)[0]):
-        raise PartitionerError(f"'mincut' knows no limits, and its plan breaks one: {broken[0]}.\n  Take 'auto' or 'milp'.")
-    return solution(problem, placement, "mincut", bound, objective)
+    try:
+        return solution(problem, a.names(tier), "mincut", bound, objective)
+    except Infeasible as broken:
+        raise PartitionerError(f"'mincut' knows no limits, and its plan breaks one: {broken}.\n  Take 'auto' or 'milp'.") from None
 
 
 def place(a: Arrays, prices: Prices) -> tuple[Ints, float]:
