@@ -1,0 +1,9 @@
+"""The commands of ``splitinfer``, one a module: ``add`` declares its arguments, ``run`` does the work.
+
+Each imports what it needs when it runs, so that ``--help`` loads nothing.
+"""
+
+from splitinfer.commands import calibrate, demo, plan, profile, run, verify
+
+COMMANDS = (demo, profile, calibrate, plan, run, verify)
+"""In the order in which ``--help`` lists them."""

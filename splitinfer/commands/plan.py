@@ -1,0 +1,104 @@
+"""``splitinfer plan``: choose where each layer runs, and with which codecs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitinfer.commands.common import (
+    captured,
+    command,
+    measured,
+    model_arguments,
+    named_topology,
+    registered,
+    sample_arguments,
+    save,
+    share,
+    show,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from splitinfer.calibrations import Calibration
+
+
+def add(table: Any) -> None:
+    """Declare the command."""
+    added = command(table, "plan", run, "choose where each layer runs")
+    model_arguments(added, optional=True)
+    added.add_argument("--topology", type=Path, required=True, metavar="YAML", help="tiers and links (docs/cluster-yaml.md)")
+    added.add_argument("--profile", type=Path, metavar="JSON", help="a profile made before; without it the model is measured here")
+    added.add_argument("--objective", default="latency", help="latency, interval, critical_path, energy, money or 'latency + 0.2*energy'")
+    added.add_argument("--within", action="append", default=[], metavar="COST=LIMIT", help="keep a cost within a limit: latency=200ms")
+    added.add_argument("--keep-on-device", default=0, metavar="N|LAYER", help="the input and all made before layer N stay on the device")
+    added.add_argument("--codecs", help="codecs that a cut may use (default raw,zstd; with --calibration all that were tried)")
+    added.add_argument("--calibration", type=Path, metavar="JSON", help="what each codec loses, from 'splitinfer calibrate'")
+    added.add_argument("--max-accuracy-drop", type=share, metavar="SHARE", help="what all codecs together may lose: 0.5%%")
+    sample_arguments(added)
+    added.add_argument("--strategy", default="auto", help="auto (default), or another name of partitioners.STRATEGIES")
+    added.add_argument("-o", "--output", type=Path, metavar="JSON", help="write the plan here")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Choose where each layer runs, and with which codecs."""
+    from splitinfer.calibrations import Calibration
+    from splitinfer.errors import UsageError
+    from splitinfer.planner import check_wishes, plan
+    from splitinfer.profiles import Profile
+
+    topology = named_topology(options)
+    assert topology is not None  # argparse requires it
+    calibration = Calibration.load(options.calibration) if options.calibration else None
+    names = split_names(options.codecs) or (list(_tried(calibration)) if calibration else ["raw", "zstd"])
+    within = dict(_limit(text) for text in options.within)
+    profile = Profile.load(options.profile) if options.profile else None
+    if profile is None and options.model is None:
+        raise UsageError("name a MODEL to measure, or give --profile")
+    if profile is None:
+        names = registered(names)
+    # Before measuring, which takes a while.
+    known = [*(profile.codecs if profile else names), *(_tried(calibration) if calibration else ())]
+    check_wishes(options.objective, names, options.strategy, known, within)
+    graph = None if options.model is None else captured(options)[1]
+    if profile is None:
+        assert graph is not None
+        # An emulated topology can be measured as it will run; on real nodes that is what 'splitinfer profile' is for.
+        profile = measured(graph, topology if topology.emulated else None, options, names)
+    wishes = {"within": within, "keep_on_device": options.keep_on_device, "strategy": options.strategy}
+    if options.samples is None or calibration is None or options.max_accuracy_drop is None:
+        made = plan(profile, topology, options.objective, names, calibration=calibration,
+                    max_accuracy_drop=options.max_accuracy_drop, **wishes)  # fmt: skip
+    else:
+        from splitinfer.learn.accuracy import accurate_plan
+        from splitinfer.models import load_samples
+
+        if graph is None:
+            raise UsageError("to measure the accuracy of the plan, name the MODEL too")
+        samples, labels = load_samples(options.samples)
+        made = accurate_plan(graph, samples, profile, topology, calibration, max_accuracy_drop=options.max_accuracy_drop, labels=labels,
+                             metric=options.metric, objective=options.objective, codecs=names, **wishes)  # fmt: skip
+    save(made.to_json(), options.output)
+    show(made, options)
+    return 0
+
+
+def _tried(calibration: Calibration) -> list[str]:
+    return list(dict.fromkeys(name for row in calibration.rows.values() for name in row))
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """`latency=200ms` as a name and a number in the SI unit."""
+    from cluster.errors import UnitError
+    from cluster.units import parse_duration
+    from splitinfer.errors import UsageError
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--within {text}: write COST=LIMIT, for example latency=200ms or energy=1.5")
+    try:
+        number = parse_duration(value) if name in ("latency", "interval", "period", "critical_path") else float(value)
+    except (UnitError, ValueError) as error:
+        raise UsageError(f"--within {text}: {error}") from None
+    return {"period": "interval"}.get(name, name), number

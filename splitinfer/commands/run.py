@@ -1,0 +1,45 @@
+"""``splitinfer run``: run a plan on Ray."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitinfer.commands.common import captured, command, emit, model_arguments, named_topology, positive, watched
+
+if TYPE_CHECKING:
+    from cluster.topology import Topology
+    from splitinfer.plans import Plan
+
+
+def add(table: Any) -> None:
+    """Declare the command."""
+    added = command(table, "run", run, "run a plan on Ray, on this machine")
+    model_arguments(added)
+    added.add_argument("--plan", type=Path, required=True, metavar="JSON")
+    added.add_argument("--topology", type=Path, metavar="YAML", help="other tiers and links than those that the plan was made for")
+    added.add_argument("--requests", type=positive, default=10, help="requests with the sample input (default 10)")
+    added.add_argument("--in-flight", type=positive, default=1, help="requests under way at once (default 1)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a plan on Ray."""
+    from splitinfer.plans import Plan
+    from splitinfer.runtime.serve import run_requests
+
+    plan = Plan.load(options.plan)
+    topology = named_topology(options) or _planned_topology(plan)
+    graph = captured(options)[1]
+    report = run_requests(graph, plan, topology, options.requests, options.in_flight, progress=watched(options))
+    emit(report.to_dict()) if options.json else print(report)
+    return 0
+
+
+def _planned_topology(plan: Plan) -> Topology:
+    from cluster.topology import Topology
+    from splitinfer.errors import UsageError
+
+    if plan.topology is None:
+        raise UsageError("the plan was made by hand and names no topology; give --topology")
+    return Topology.from_dict(plan.topology)
