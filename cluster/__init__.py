@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cluster.clock import Clock, RealClock, VirtualClock
-    from cluster.errors import ClusterError, TopologyError, UnitError, UnknownPresetError
+    from cluster.errors import ClusterError, TopologyError, TraceError, UnitError, UnknownPresetError
     from cluster.launch import LocalCluster
     from cluster.link import Delivery, Link, PacedLink, PacedPath
     from cluster.topology import Compute, LinkSpec, TierSpec, Topology
+    from cluster.traces import Trace
 
 __all__ = [
     "Clock",
@@ -32,6 +33,8 @@ __all__ = [
     "TierSpec",
     "Topology",
     "TopologyError",
+    "Trace",
+    "TraceError",
     "UnitError",
     "UnknownPresetError",
     "VirtualClock",
@@ -39,10 +42,11 @@ __all__ = [
 
 _ROOMS = {
     "clock": ("Clock", "RealClock", "VirtualClock"),
-    "errors": ("ClusterError", "TopologyError", "UnitError", "UnknownPresetError"),
+    "errors": ("ClusterError", "TopologyError", "TraceError", "UnitError", "UnknownPresetError"),
     "launch": ("LocalCluster",),
     "link": ("Delivery", "Link", "PacedLink", "PacedPath"),
     "topology": ("Compute", "LinkSpec", "TierSpec", "Topology"),
+    "traces": ("Trace",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

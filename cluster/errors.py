@@ -5,6 +5,7 @@
     ClusterError
     ├── UnitError            (also a ValueError)   a text is no quantity of the wanted kind
     ├── UnknownPresetError   (also a LookupError)  no link or machine is known by this name
+    ├── TraceError                                 a trace of bandwidth is malformed
     └── TopologyError                              a cluster.yaml, or its JSON form, describes no topology
 
 An error names the thing, gives the numbers, and says what to try.
@@ -25,6 +26,10 @@ class UnitError(ClusterError, ValueError):
 
 class UnknownPresetError(ClusterError, LookupError):
     """No link or machine is known by this name."""
+
+
+class TraceError(ClusterError):
+    """A trace of bandwidth cannot be read, or its times and rates are wrong."""
 
 
 class TopologyError(ClusterError):

@@ -34,7 +34,7 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_usage_stats_enabled": "0",
 }
-_OBJECT_STORE_NBYTES = 512 << 20  # stages travel through it once; requests do not
+OBJECT_STORE_NBYTES = 512 << 20  # stages travel through it once; requests do not
 
 
 class LocalCluster:
@@ -78,9 +78,9 @@ class LocalCluster:
         self._exit.callback(shutil.rmtree, home, ignore_errors=True)
         token = home / "token"
         write_token(token)
-        self._exit.callback(_reread_settings)
-        self._exit.enter_context(environment({**token_environment(token), **RAY_SETTINGS, **_QUIET}))
-        _reread_settings()
+        self._exit.callback(reread_settings)
+        self._exit.enter_context(environment(node_environment(token)))
+        reread_settings()
         Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)  # Cluster notes its address there
         nodes = Cluster(shutdown_at_exit=True)
         self._exit.callback(nodes.shutdown)
@@ -96,13 +96,18 @@ class LocalCluster:
         return {
             "num_cpus": self.cpus,
             "labels": {TIER_LABEL: tier},
-            "object_store_memory": _OBJECT_STORE_NBYTES,
+            "object_store_memory": OBJECT_STORE_NBYTES,
             "temp_dir": str(home / "ray"),
             "include_dashboard": False,
         }
 
 
-def _reread_settings() -> None:
+def node_environment(token: Path) -> dict[str, str]:
+    """The settings of every node and driver of a cluster with this token's file."""
+    return {**token_environment(token), **RAY_SETTINGS, **_QUIET}
+
+
+def reread_settings() -> None:
     """Ray reads the environment once, when it is imported, and keeps the token it found: make it look again."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 

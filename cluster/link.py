@@ -7,10 +7,12 @@ the machine is too slow or too busy to keep that schedule.
 
 import logging
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.clock import Clock
+from cluster.traces import Trace
 from cluster.units import format_bandwidth, format_bytes, format_seconds
 
 _log = logging.getLogger(__name__)
@@ -19,6 +21,7 @@ _log = logging.getLogger(__name__)
 # time on the wire, whichever is more, so that long packets may be late by what nobody would notice in a result.
 _LATE_S = 0.001
 _LATE_SHARE = 0.05
+_SEGMENT_NBYTES = 1460  # what one TCP segment carries over Ethernet: the unit that is lost
 
 
 class Link:
@@ -33,29 +36,58 @@ class Link:
         wire     A A A B B . . C . .
         flight   . . . A A B B . C C
 
+    *Jitter* moves each arrival by up to `jitter_s` either way, uniformly, as netem does; the mean stays `latency_s`. But
+    packets stay in order, as in one connection: none arrives before the one sent ahead of it. *Loss* delays: a packet is
+    ceil(nbytes / 1460) segments, each lost with probability `loss` at every attempt; the wire carries the lost ones too,
+    nbytes / (1 - loss) in the mean, and each round of repair takes one round trip. A *trace* gives the rate at each time.
+
     Not safe for use from several threads.
     """
 
-    def __init__(self, bytes_per_s: float, latency_s: float = 0.0) -> None:
-        """Raise ValueError unless the rate is positive and finite and the latency finite and not negative."""
+    def __init__(
+        self,
+        bytes_per_s: float,
+        latency_s: float = 0.0,
+        *,
+        jitter_s: float = 0.0,
+        loss: float = 0.0,
+        trace: Trace | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`trace` takes the place of `bytes_per_s`, which stays the declared rate. Equal seeds draw equal jitter and losses.
+
+        Raises ValueError unless the rate is positive and finite, the latency finite and not negative, the jitter at most
+        the latency, and the loss at least 0 and below 1.
+        """
         if not (math.isfinite(bytes_per_s) and bytes_per_s > 0):
             raise ValueError(f"bytes_per_s is {bytes_per_s}; a link needs a positive, finite rate")
         if not (math.isfinite(latency_s) and latency_s >= 0):
             raise ValueError(f"latency_s is {latency_s}; a latency is finite and not negative")
+        if not 0 <= jitter_s <= latency_s:
+            raise ValueError(f"jitter_s is {jitter_s}; a jitter is at least 0 and at most the latency, here {latency_s}")
+        if not 0 <= loss < 1:
+            raise ValueError(f"loss is {loss}; a loss is a share of 0 or more and below 1")
         self.bytes_per_s = float(bytes_per_s)
         self.latency_s = float(latency_s)
+        self.jitter_s = float(jitter_s)
+        self.loss = float(loss)
+        self.trace = trace
         self.free_at_s = -math.inf
         """When the wire has sent all it has accepted."""
+        self._arrived_s = -math.inf
+        self._random = random.Random(seed) if jitter_s or loss else None  # noqa: S311 - a simulation, no secret
 
     def __repr__(self) -> str:
         """Rate and latency, in the units people use."""
-        return f"Link({format_bandwidth(self.bytes_per_s)}, {format_seconds(self.latency_s)})"
+        traced = ", traced" if self.trace else ""
+        varied = (f", jitter {format_seconds(self.jitter_s)}" if self.jitter_s else "") + (f", loss {self.loss:.3g}" if self.loss else "")
+        return f"Link({format_bandwidth(self.bytes_per_s)}{traced}, {format_seconds(self.latency_s)}{varied})"
 
     def starts_s(self, now_s: float) -> float:
         """When a packet that is ready at `now_s` would get the wire."""
         return max(now_s, self.free_at_s)
 
-    def reserve(self, now_s: float, nbytes: int) -> tuple[float, float]:
+    def reserve(self, now_s: float, nbytes: float) -> tuple[float, float]:
         """(departs_s, arrives_s) of a packet of `nbytes` that is ready at `now_s`; the wire is taken until it departs.
 
         Raises ValueError for a time that is not finite or a negative size.
@@ -63,8 +95,26 @@ class Link:
         if not math.isfinite(now_s):
             raise ValueError(f"now_s is {now_s}; the time must be finite")
         _check_size(nbytes)
-        self.free_at_s = self.starts_s(now_s) + nbytes / self.bytes_per_s
-        return self.free_at_s, self.free_at_s + self.latency_s
+        starts_s = max(now_s, self.free_at_s)
+        carried = nbytes / (1 - self.loss)
+        departs_s = starts_s + carried / self.bytes_per_s if self.trace is None else self.trace.departs_s(starts_s, carried)
+        self.free_at_s = departs_s
+        if self._random is None:
+            return departs_s, departs_s + self.latency_s
+        arrives_s = departs_s + self.latency_s + self._varied_s(nbytes, self._random)
+        self._arrived_s = max(self._arrived_s, arrives_s)
+        return departs_s, self._arrived_s
+
+    def _varied_s(self, nbytes: float, chance: random.Random) -> float:
+        """Jitter, and one round trip for each round of repair: as many as the unluckiest of the segments needs."""
+        jitter_s = chance.uniform(-self.jitter_s, self.jitter_s)
+        if not self.loss:
+            return jitter_s
+        segments = max(1, math.ceil(nbytes / _SEGMENT_NBYTES))
+        # P(at most r rounds) = (1 - loss^(r + 1))^segments, inverted.
+        lost = -math.expm1(math.log1p(-chance.random()) / segments)
+        rounds = max(0, math.ceil(math.log(lost) / math.log(self.loss)) - 1) if lost > 0 else 0
+        return jitter_s + rounds * 2 * self.latency_s
 
 
 @dataclass(frozen=True)
@@ -159,6 +209,6 @@ class PacedLink(PacedPath):
         self.link = link
 
 
-def _check_size(nbytes: int) -> None:
+def _check_size(nbytes: float) -> None:
     if nbytes < 0:
         raise ValueError(f"nbytes is {nbytes}; a packet has zero bytes or more")

@@ -11,7 +11,7 @@ from cluster.errors import TopologyError, not_one_of, under
 
 LARGEST_FILE = 2**20  # a topology takes a few KiB; more is a mistake, or an attack on the parser
 _MOST_VALUES = 100_000  # aliases let a small text stand for a large one
-_DEEPEST = 10  # the format nests four levels; an alias inside its own anchor nests without end
+_DEEPEST = 10  # the format nests six levels; an alias inside its own anchor nests without end
 
 # Key as people write it -> (field, parser of its unit).
 _Keys = Mapping[str, tuple[str, Callable[[str | float], float] | None]]
@@ -29,6 +29,8 @@ _DIRECT_KEYS: _Keys = {
     "energy": ("joules_per_byte", units.parse_energy_per_byte),
     "price": ("price_per_byte", units.parse_price_per_byte),
 }
+_PEER_KEYS: _Keys = {"tier": ("tier", None), **_TIER_KEYS, **{key: _DIRECT_KEYS[key] for key in ("up", "down", "latency")}}
+_TIER_KEYS = {**_TIER_KEYS, "peers": ("peers", None)}
 _LINK_KEYS: _Keys = {"between": ("between", None), **_DIRECT_KEYS}
 WRITTEN = {name: key for table in (_TIER_KEYS, _LINK_KEYS) for key, (name, _) in table.items()}
 
@@ -114,6 +116,9 @@ def with_si_units(data: object) -> dict[str, Any]:
         if key in given:
             entries = listed(given, key)
             given[key] = [_si(entry, table, f"{key}[{i}]") for i, entry in enumerate(entries)]
+    for i, tier in enumerate(given.get("tiers", ())):
+        if "peers" in tier:
+            tier["peers"] = [_si(peer, _PEER_KEYS, f"tiers[{i}].peers[{j}]") for j, peer in enumerate(listed(tier, "peers"))]
     if given.get("direct") is not None:
         given["direct"] = _si(given["direct"], _DIRECT_KEYS, "direct")
     return given

@@ -4,113 +4,24 @@ The text is read in three steps, so that every error has a line and every rule o
 line of each key; people's keys and units to fields and SI numbers; `from_dict`, which builds the checked dataclasses.
 """
 
-import re
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from cluster import units
+from cluster.checks import check_number, check_text
 from cluster.errors import TopologyError, not_one_of, under
-from cluster.presets import link_preset, machine_preset
+from cluster.presets import link_preset
 from cluster.reader import LARGEST_FILE, WRITTEN, known, listed, mapping, place, plain_yaml, with_si_units
+from cluster.tiers import Compute as Compute
+from cluster.tiers import Peer
+from cluster.tiers import PeerSpec as PeerSpec
+from cluster.tiers import TierSpec as TierSpec
 
-VERSION = 1
-# What Ray accepts as a label. It also keeps selector syntax such as "!gpu" out; names of tiers obey it too.
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps", re.ASCII)
-
-@dataclass(frozen=True)
-class Compute:
-    """How fast a tier computes: by `factor`, by `preset`, or, with neither, as measured on the tier itself."""
-
-    factor: float | None = None
-    """Times slower than the machine where the profile was measured."""
-    preset: str | None = None
-    """A machine of `cluster.presets.MACHINES`: nominal peaks."""
-
-    def __post_init__(self) -> None:
-        """Check."""
-        if self.factor is not None and self.preset is not None:
-            raise TopologyError("has both factor and preset; keep one")
-        if self.factor is not None:
-            _check_number(self.factor, "factor", positive=True)
-        if self.preset is not None:
-            with under("preset"):
-                machine_preset(_text(self.preset))
-
-    def __str__(self) -> str:
-        """As the table of a topology shows it."""
-        return self.preset or ("measured" if self.factor is None else f"{self.factor:g} x slower")
-
-    @property
-    def measured(self) -> bool:
-        """Whether the tier's own times come from a profile taken on it."""
-        return self.factor is None and self.preset is None
-
-    def to_dict(self) -> str | dict[str, Any]:
-        """ "measured", {"factor": number} or {"preset": name}."""
-        return {key: value for key, value in asdict(self).items() if value is not None} or "measured"
-
-    @classmethod
-    def from_dict(cls, data: object) -> "Compute":
-        """Inverse of `to_dict`; raises TopologyError."""
-        if data == "measured":
-            return cls()
-        if not isinstance(data, Mapping) or not data:
-            raise TopologyError(f"{data!r:.80} is no way to compute; write measured, {{factor: 8}} or {{preset: name}}")
-        return cls(**known(data, ("factor", "preset")))
-
-
-@dataclass(frozen=True)
-class TierSpec:
-    """One tier: a machine, or several alike, and what it costs to use; raises TopologyError when built wrong."""
-
-    name: str
-    compute: Compute
-    device: str = "cpu"
-    """Where torch computes: cpu, cuda, cuda:N or mps."""
-    threads: int = 1
-    memory_bytes: int | None = None
-    """What a model may take; None: no limit."""
-    watts: float | None = None
-    """Drawn while computing; None: unknown."""
-    price_per_s: float | None = None
-    """Dollars per second of computing; None: unknown."""
-    node: dict[str, str] = field(default_factory=dict, hash=False)
-    """Labels of the Ray node that is this tier; empty: emulated on this machine."""
-
-    def __post_init__(self) -> None:
-        """Check, and copy the labels."""
-        with under("name"):
-            _check_label(self.name)
-        if not isinstance(self.compute, Compute):
-            raise TopologyError(f"{self.compute!r:.80} is not a Compute", key="compute")
-        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
-            raise TopologyError(f"{self.device!r:.80} is no device; use cpu, cuda, cuda:0 or mps", key="device")
-        for name, value in (("threads", self.threads), ("memory_bytes", self.memory_bytes)):
-            if name == "threads" or value is not None:
-                _check_number(value, name, positive=True, whole=True)
-        for name, amount in (("watts", self.watts), ("price_per_s", self.price_per_s)):
-            if amount is not None:
-                _check_number(amount, name)
-        if not isinstance(self.node, Mapping):
-            raise TopologyError(f"{self.node!r:.80} are no labels; write for example {{tier: device}}", key="node")
-        for label, text in self.node.items():
-            with under(f"node.{label}"):
-                _check_label(label.rsplit("/", 1)[-1] if isinstance(label, str) else label)
-                _check_label(text)
-        object.__setattr__(self, "node", dict(self.node))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "TierSpec":
-        """Inverse of `dataclasses.asdict`, with `compute` as `Compute.to_dict` writes it; raises TopologyError."""
-        given = known(data, [each.name for each in fields(cls)], required=("name", "compute"))
-        with under("compute"):
-            compute = Compute.from_dict(given["compute"])
-        return cls(**given | {"compute": compute})
+VERSION = 2
+"""1 knows no peers."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +48,15 @@ class LinkSpec:
         if not isinstance(self.between, list | tuple) or [type(name) for name in self.between] != [str, str]:
             raise TopologyError(f"{self.between!r:.80} are not two tiers; write [lower, higher]", key="between")
         object.__setattr__(self, "between", tuple(self.between))
-        _check_number(self.up_bytes_per_s, "up_bytes_per_s", positive=True)
-        _check_number(self.down_bytes_per_s, "down_bytes_per_s", positive=True)
-        _check_number(self.latency_s, "latency_s")
+        check_number(self.up_bytes_per_s, "up_bytes_per_s", positive=True)
+        check_number(self.down_bytes_per_s, "down_bytes_per_s", positive=True)
+        check_number(self.latency_s, "latency_s")
         for name, amount in (("joules_per_byte", self.joules_per_byte), ("price_per_byte", self.price_per_byte)):
             if amount is not None:
-                _check_number(amount, name)
+                check_number(amount, name)
         for name, text in (("preset", self.preset), ("source", self.source)):
             with under(name):
-                if text is not None and _text(text) and name == "preset":
+                if text is not None and check_text(text) and name == "preset":
                     link_preset(text)
 
     @classmethod
@@ -157,7 +68,7 @@ class LinkSpec:
         given = known(data, [each.name for each in fields(cls)], required=("between",))
         if given.get("preset") is not None:
             with under("preset"):
-                preset = link_preset(_text(given["preset"]))
+                preset = link_preset(check_text(given["preset"]))
             filled = {"up_bytes_per_s": preset.up_bytes_per_s, "latency_s": preset.latency_s}
             if preset.down_bytes_per_s is not None:
                 filled["down_bytes_per_s"] = preset.down_bytes_per_s
@@ -190,6 +101,7 @@ class Topology:
             if name in names[:i]:
                 first = f"tiers[{names.index(name)}]"
                 raise TopologyError(f"{name!r} names {first} too; rename one", key=f"tiers[{i}].name")
+        _check_peers(self.tiers, names)
         object.__setattr__(self, "links", _sorted_links(names, tuple(self.links)))
         if self.direct is not None and len(names) < 3:
             raise TopologyError(f"needs a tier to pass by, and there are {len(names)} tiers; use links", key="direct")
@@ -220,17 +132,18 @@ class Topology:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, numbers in SI units under the names of the fields."""
-        tiers = [asdict(tier) | {"compute": tier.compute.to_dict()} for tier in self.tiers]
+        tiers = [tier.to_dict() for tier in self.tiers]
         links = [asdict(link) | {"between": list(link.between)} for link in self.links]
         direct = None if self.direct is None else asdict(self.direct) | {"between": list(self.direct.between)}
-        return {"version": VERSION, "tiers": tiers, "links": links, "direct": direct}
+        version = VERSION if any(tier.peers for tier in self.tiers) else 1  # which older releases read, too
+        return {"version": version, "tiers": tiers, "links": links, "direct": direct}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Topology":
         """Inverse of `to_dict`; raises TopologyError."""
         given = known(data, ("version", "tiers", "links", "direct"), required=("version", "tiers"))
-        if type(given["version"]) is not int or given["version"] != VERSION:
-            raise TopologyError(f"{given['version']!r:.80} is not known; this release reads {VERSION}", key="version")
+        if type(given["version"]) is not int or given["version"] not in (1, VERSION):
+            raise TopologyError(f"{given['version']!r:.80} is not known; this release reads 1 and {VERSION}", key="version")
         tiers, links = [], []
         for i, tier in enumerate(listed(given, "tiers")):
             with under(f"tiers[{i}]"):
@@ -268,6 +181,24 @@ class Topology:
         parts.extend(f"{row[0]}: {link.source}" for row, link in zip(links, shown, strict=True) if link.source)
         return "\n\n".join(parts)
 
+    def peers(self, name: str) -> tuple[Peer, ...]:
+        """The machines that can share a tier's layers, and how its own machine reaches each; raises TopologyError."""
+        tier = self.tier(name)
+        return tuple(self._peer(tier, spec) for spec in tier.peers)
+
+    def _peer(self, tier: TierSpec, spec: PeerSpec) -> Peer:
+        if spec.machine is not None:
+            assert spec.up_bytes_per_s is not None and spec.down_bytes_per_s is not None and spec.latency_s is not None
+            return Peer(spec.machine.name, spec.machine, spec.up_bytes_per_s, spec.down_bytes_per_s, spec.latency_s)
+        names = [each.name for each in self.tiers]
+        here, there = names.index(tier.name), names.index(str(spec.tier))
+        links = self.path(here, there)
+        # Store and forward: the times of the links add up.
+        up = 1 / sum(1 / link.up_bytes_per_s for link in links)
+        down = 1 / sum(1 / link.down_bytes_per_s for link in links)
+        out, back = (up, down) if here < there else (down, up)
+        return Peer(names[there], self.tiers[there], out, back, sum(link.latency_s for link in links))
+
     @property
     def emulated(self) -> bool:
         """Whether no tier names a Ray node, so that all of them are emulated on this machine."""
@@ -302,6 +233,21 @@ class Topology:
         return whole if self.direct is None else [*whole, Topology((self.tiers[0], self.tiers[-1]), (self.direct,))]
 
 
+def _check_peers(tiers: tuple[TierSpec, ...], names: list[str]) -> None:
+    seen = {name: f"tiers[{i}]" for i, name in enumerate(names)}
+    for i, tier in enumerate(tiers):
+        for j, peer in enumerate(tier.peers):
+            key = f"tiers[{i}].peers[{j}]"
+            if peer.machine is None:
+                if peer.tier not in names or peer.tier == tier.name:
+                    others = [name for name in names if name != tier.name]
+                    raise TopologyError(not_one_of(str(peer.tier), others, "other tier"), key=f"{key}.tier")
+            elif peer.machine.name in seen:
+                raise TopologyError(f"{peer.machine.name!r} names {seen[peer.machine.name]} too; rename one", key=f"{key}.name")
+            else:
+                seen[peer.machine.name] = key
+
+
 def _sorted_links(names: list[str], links: tuple[LinkSpec, ...]) -> tuple[LinkSpec, ...]:
     pairs = list(pairwise(names))
     found: dict[tuple[str, str], int] = {}
@@ -324,25 +270,6 @@ def _sorted_links(names: list[str], links: tuple[LinkSpec, ...]) -> tuple[LinkSp
         if (a, b) not in found:
             raise TopologyError(f"no link joins {a!r} and {b!r}; add one with between: [{a}, {b}]", key="links")
     return tuple(links[found[pair]] for pair in pairs)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TopologyError(f"{value!r:.80} is not a text; write it in quotes")
-    return value
-
-
-def _check_label(value: object) -> None:
-    if not _LABEL.fullmatch(_text(value)):
-        raise TopologyError(f"{value!r:.80} is no name; use at most 63 letters, digits, and inside it '-', '_' or '.'")
-
-
-def _check_number(value: object, key: str, *, positive: bool = False, whole: bool = False) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and not (whole and isinstance(value, float))
-    # Compared rather than converted: false for a NaN, and exact for an integer too large for a float.
-    if not (fits and (value > 0 if positive else value >= 0) and value <= sys.float_info.max):  # type: ignore[operator]
-        kind = f"{'whole' if whole else 'finite'} number {'above 0' if positive else 'of 0 or more'}"
-        raise TopologyError(f"{value!r:.80} is not a {kind}; write for example {1 if whole else 2.5}", key=key)
 
 
 def _shown(quantity: units.Quantity, value: float | None) -> str:

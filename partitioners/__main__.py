@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m partitioners", description="Place ops on a line of tiers.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("solve", help="print the placement of least cost")
-    command.add_argument("problem", type=Path, help="a problem in JSON, format version 1")
+    command.add_argument("problem", type=Path, help="a problem in JSON, format version 1 or 2")
     command.add_argument("--objective", type=_objective, default=LATENCY, help=f"{', '.join(FIELDS)}, or 'latency + 0.2*energy'")
     command.add_argument("--strategy", choices=STRATEGIES, default="auto")
     command.add_argument("--json", action="store_true", help="print the solution as JSON")
@@ -48,7 +48,8 @@ def _objective(text: str) -> Objective:
 def with_baselines(problem: Problem, found: Solution) -> Solution:
     """Put what each tier alone costs beside the answer, or why it cannot be."""
     rivals = baseline_solutions(problem, objective=found.objective)
-    return replace(found, baselines={name: rival.value if isinstance(rival, Solution) else str(rival) for name, rival in rivals.items()})
+    alone = {name: rival.value if isinstance(rival, Solution) else str(rival) for name, rival in rivals.items()}
+    return replace(found, baselines={**found.baselines, **alone})
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from numbers import Integral, Real
 from reprlib import repr as short
 from typing import Any
 
+from partitioners.check_blocks import read_blocks
 from partitioners.errors import PartitionerError
 from partitioners.objective import FIELDS, Objective
-from partitioners.placement import OPTIMAL_GAP, Solution
+from partitioners.placement import OPTIMAL_GAP, Block, Solution
 from partitioners.problem import Codec, Problem, Tensor
 from partitioners.walk import TOLERANCE, Key, crossings, recompute, stops_of, walk
 
@@ -113,9 +114,10 @@ class _Audit:
         objective = self.objective(read.get("objective"))
         at = self.placement(read.get("placement"))
         chosen = None if at is None else self.codecs(read.get("codecs"), at)
-        if at is None or chosen is None:
+        blocks = None if at is None else self.blocks(read.get("blocks"), at)
+        if at is None or chosen is None or blocks is None:
             return
-        cost = walk(self.problem, at, chosen)
+        cost = walk(self.problem, at, chosen, blocks)
         self.same("cost", read.get("cost"), cost)
         self.limits(cost)
         if objective is not None:
@@ -212,6 +214,14 @@ class _Audit:
             chosen[key] = codec
             self.same(f"{path}.nbytes", entry.get("nbytes"), codec.nbytes)
 
+    def blocks(self, given: Any, at: Mapping[str, int]) -> list[Block] | None:
+        """Return the blocks, or None if one of them breaks a rule."""
+        blocks, bad = read_blocks(self.problem, given, at)
+        for field, claimed, why in bad:
+            self.hold(False, field, claimed, why)
+        self.confirmed += [] if bad else [f"blocks[{i}]" for i in range(len(blocks))]
+        return None if bad else blocks
+
     def limits(self, cost: Mapping[str, Any]) -> None:
         """Examine what the problem bounds; the field of a refutation stands in the problem."""
         bounded = {f"within.{name}": (limit, cost[name]) for name, limit in self.problem.within.items()}
@@ -220,6 +230,9 @@ class _Audit:
         for i, tier in enumerate(self.problem.tiers):
             if tier.memory_bytes is not None:
                 bounded[f"tiers[{i}].memory_bytes"] = tier.memory_bytes, cost["tier_memory_bytes"][tier.name]
+            for w, worker in enumerate(tier.workers):
+                if worker.memory_bytes is not None:
+                    bounded[f"tiers[{i}].workers[{w}].memory_bytes"] = worker.memory_bytes, cost["worker_memory_bytes"][tier.name][w]
         for field, (limit, used) in bounded.items():
             self.hold(used <= limit * (1 + TOLERANCE), field, limit, used)
 

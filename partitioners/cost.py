@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from partitioners.division import Priced
 from partitioners.errors import Infeasible
 from partitioners.objective import LATENCY, Objective
-from partitioners.placement import Certificate, Cost, Crossing, Direction, Solution, certify
+from partitioners.placement import Block, Certificate, Cost, Crossing, Direction, Solution, certify
 from partitioners.problem import Codec, Problem, Tensor
+from partitioners.sharing import share
 
 ROUNDING = 1e-9
 """Relative: limits are kept up to this, because sums of floats depend on their order."""
 
 
 def evaluate(
-    problem: Problem, placement: Mapping[str, str], codecs: Iterable[Crossing] | None = None, objective: Objective | str = LATENCY
+    problem: Problem,
+    placement: Mapping[str, str],
+    codecs: Iterable[Crossing] | None = None,
+    objective: Objective | str = LATENCY,
+    blocks: Iterable[Block] = (),
 ) -> tuple[Cost, tuple[Crossing, ...]]:
     """Price a placement; O(ops + consumers + crossings x codecs).
 
     `codecs` are the choices to price; None: the best for the additive part of `objective`, tensor by tensor (for latency
-    where it has none). Limits on costs and memory are not looked at, see `violations`. Raises `Infeasible` naming the op
-    and its tier, or the crossing, that breaks a rule.
+    where it has none). `blocks` are shared by the workers of their tier; all other ops run whole. Limits on costs and
+    memory are not looked at, see `violations`. Raises `Infeasible` naming the op and its tier, the crossing or the block
+    that breaks a rule.
     """
     tier = _tiers(problem, placement)
+    shared = share(problem, placement, blocks)
     chosen = None if codecs is None else {(c.tensor, c.link, c.direction): c.codec for c in codecs}
     made = _Bill(problem, Objective.of(objective))
     finish = dict.fromkeys(problem.op_index, 0.0)  # for the critical path: when an op's inputs are there, then when it is done
@@ -32,8 +40,11 @@ def evaluate(
         produced[tensor.producer].append(tensor)
     for name in problem.predecessors:
         op, home = problem.ops[problem.op_index[name]], tier[name]
-        finish[name] += made.compute(op.seconds[home] * op.reach, home)
-        made.memory[home] += op.memory_bytes
+        if name in shared.price:  # its block ends
+            finish[name] += made.block(shared.price[name], home)
+        elif name not in shared.member:
+            finish[name] += made.compute(op.seconds[home] * op.reach, home)
+            made.hold(home, (op.memory_bytes,))
         for tensor in produced[name]:
             arrival = made.send(tensor, home, {tier[user] for user in tensor.consumers}, chosen)
             for user in tensor.consumers:
@@ -53,17 +64,20 @@ def solution(
     bound: float | None = None,
     objective: Objective | str = LATENCY,
     codecs: Iterable[Crossing] | None = None,
+    blocks: Iterable[Block] = (),
 ) -> Solution:
     """Price a placement and put its proof beside it; without a bound it is only "feasible".
 
     Raises `Infeasible` where the placement breaks a rule or a limit, the latter with both numbers.
     """
     objective = Objective.of(objective)
-    cost, crossings = evaluate(problem, placement, codecs, objective)
+    blocks = tuple(blocks)
+    cost, crossings = evaluate(problem, placement, codecs, objective, blocks)
     if broken := violations(problem, cost):
         raise Infeasible("; ".join(broken))
     certificate = Certificate("feasible") if bound is None else certify(objective.value(cost), bound)
-    return Solution({op.name: placement[op.name] for op in problem.ops}, crossings, cost, strategy, certificate, objective)
+    given = {op.name: placement[op.name] for op in problem.ops}
+    return Solution(given, crossings, cost, strategy, certificate, objective, blocks=blocks)
 
 
 def violations(problem: Problem, cost: Cost) -> list[str]:
@@ -73,6 +87,12 @@ def violations(problem: Problem, cost: Cost) -> list[str]:
          tier.memory_bytes, f"{tier.memory_bytes:,.0f}")
         for tier in problem.tiers if tier.memory_bytes is not None
     ]  # fmt: skip
+    held += [
+        (f"worker {worker.name!r} of {tier.name!r} holds {nbytes:,.0f} bytes", nbytes, worker.memory_bytes, f"{worker.memory_bytes:,.0f}")
+        for tier in problem.tiers
+        for worker, nbytes in zip(tier.workers, cost.worker_memory_bytes.get(tier.name, ()), strict=False)
+        if worker.memory_bytes is not None
+    ]
     held += [(f"{name} is {getattr(cost, name):.6g}", getattr(cost, name), limit, f"{limit:.6g}") for name, limit in problem.limits.items()]
     return [f"{what}, {value - limit:.6g} over the limit of {shown}" for what, value, limit, shown in held if exceeds(value, limit)]
 
@@ -145,11 +165,12 @@ class _Bill:
         weights = [objective.weight(name) for name in ("latency", "energy", "money", "error")]
         self.weights = weights if any(weights) else [1.0, 0.0, 0.0, 0.0]
         tiers, links = len(problem.tiers), len(problem.links)
-        self.load, self.memory = [0.0] * tiers, [0.0] * tiers
+        self.load = [0.0] * tiers
+        self.memory = [[0.0] * max(1, len(tier.workers)) for tier in problem.tiers]
         self.wire: dict[Direction, list[float]] = {"up": [0.0] * links, "down": [0.0] * links}
         self.nbytes: dict[Direction, list[float]] = {"up": [0.0] * links, "down": [0.0] * links}
         self.used: dict[Direction, list[float]] = {"up": [0.0] * links, "down": [0.0] * links}  # the reach of what uses it
-        self.parts = dict.fromkeys(("compute", "encode", "wire", "transfer", "decode", "return"), 0.0)
+        self.parts = dict.fromkeys(("compute", "exchange", "encode", "wire", "transfer", "decode", "return"), 0.0)
         self.energy_j = self.money = self.error = self.finish = 0.0
         self.crossings: list[Crossing] = []
 
@@ -157,6 +178,19 @@ class _Bill:
         self.parts["compute"] += seconds
         self._busy(tier, seconds)
         return seconds
+
+    def block(self, price: Priced, tier: int) -> float:
+        """Run a block on the workers of a tier; returns its seconds."""
+        self.parts["compute"] += price.compute_s
+        self.parts["exchange"] += price.exchange_s
+        self._busy(tier, price.compute_s + price.exchange_s)
+        self.hold(tier, price.memory_bytes.tolist())
+        return price.compute_s + price.exchange_s
+
+    def hold(self, tier: int, nbytes: Iterable[float]) -> None:
+        """Hold weights: on each worker of a tier, the host first."""
+        for w, more in enumerate(nbytes):
+            self.memory[tier][w] += more
 
     def send(self, tensor: Tensor, home: int, users: set[int], chosen: dict[tuple[str, int, Direction], str] | None) -> dict[int, float]:
         """Send a tensor to its users; returns tier -> seconds until it is there, nothing else in the way."""
@@ -191,6 +225,7 @@ class _Bill:
 
     def total(self, critical_path_s: float) -> Cost:
         links, tiers = self.problem.links, [tier.name for tier in self.problem.tiers]
+        by_worker = {tier.name: tuple(held) for tier, held in zip(self.problem.tiers, self.memory, strict=True) if tier.workers}
         return Cost(
             **{f"{part}_s": seconds for part, seconds in self.parts.items()},
             link_latency_s=sum(link.latency_s * used for side in self.used.values() for link, used in zip(links, side, strict=True)),
@@ -202,7 +237,8 @@ class _Bill:
             tier_load_s=dict(zip(tiers, self.load, strict=True)),
             link_load_s=tuple(self.wire["up"]),
             return_load_s=tuple(self.wire["down"]),
-            tier_memory_bytes=dict(zip(tiers, self.memory, strict=True)),
+            tier_memory_bytes={name: sum(held) for name, held in zip(tiers, self.memory, strict=True)},
+            worker_memory_bytes=by_worker,
             link_nbytes=tuple(self.nbytes["up"]),
             return_nbytes=tuple(self.nbytes["down"]),
         )

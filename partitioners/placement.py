@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from partitioners.objective import LATENCY, Objective
+from partitioners.problem import Axis
 
 OPTIMAL_GAP = 1e-6  # relative; below it the rest is rounding in the clocks that measured the seconds
 
@@ -54,6 +55,10 @@ class Cost:
     """Bytes up each link."""
     return_nbytes: tuple[float, ...]
     """Bytes down each link."""
+    exchange_s: float = 0.0
+    """A part of the latency: what the slowest worker of each block receives and sends."""
+    worker_memory_bytes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of each tier that has workers, what each of them holds."""
 
     @property
     def latency_s(self) -> float:
@@ -63,7 +68,7 @@ class Cost:
     @property
     def parts_s(self) -> dict[str, float]:
         """The parts of the latency by name."""
-        parts = ("compute", "encode", "wire", "transfer", "link_latency", "decode", "return")
+        parts = ("compute", "exchange", "encode", "wire", "transfer", "link_latency", "decode", "return")
         return {part.replace("_", " "): getattr(self, f"{part}_s") for part in parts}
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +90,28 @@ class Crossing:
     codec: str
     nbytes: float
     direction: Direction = "up"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive ops that the workers of one tier share: a vertical split."""
+
+    ops: tuple[str, ...]
+    """In topological order; what enters comes from one op, and only the last op's tensors are wanted outside."""
+    tier: str
+    axis: Axis
+    shares: tuple[int, ...]
+    """One for each worker, in units, 0 for who takes no part; each worker's begins where the one before ends."""
+    takes: tuple[Literal["whole", "split"], ...] = ()
+    """One for each op: which of its layouts; (): all split."""
+    leaves: Literal["whole", "divided", "replicated"] = "whole"
+    """Its last tensors: gathered at the host; rows, left where they are; or with everyone who has a share, and the host."""
+
+    def __str__(self) -> str:
+        """The ops, how they are shared, and what follows."""
+        name = self.ops[0] if len(self.ops) == 1 else f"{self.ops[0]} ... {self.ops[-1]} ({len(self.ops)} ops)"
+        then = "" if self.leaves == "whole" else f", left {self.leaves}"
+        return f"{name}  on {self.tier} by {self.axis}  {' + '.join(map(str, self.shares))}{then}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +151,8 @@ class Solution:
     objective: Objective = LATENCY
     baselines: Mapping[str, float | str] = field(default_factory=dict)
     """What plainer plans cost under the same objective, or why they cannot be."""
+    blocks: tuple[Block, ...] = ()
+    """What the workers of a tier share; all other ops run whole."""
 
     @property
     def value(self) -> float:
@@ -154,6 +183,7 @@ class Solution:
             ends = names[c.link : c.link + 2]
             way = " -> ".join(ends if c.direction == "up" else ends[::-1])
             lines.append(f"  {c.tensor:<{wide}}  {way}  {c.codec}  {c.nbytes:,.0f} bytes")
+        lines += [f"  {block}" for block in self.blocks]
         for name, value in self.baselines.items():
             if isinstance(value, str):
                 lines.append(f"  {name}: {value.splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""Reads the JSON form, version 1, of a problem: shapes and keys here, the meaning of values in `validation`.
+"""Reads the JSON form, version 1 or 2, of a problem: shapes and keys here, the meaning of values in `validation`.
 
 A key this version does not know is refused, never skipped: it may be a limit the caller counts on.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from partitioners.errors import ProblemError
-from partitioners.problem import Codec, Link, Op, Problem, Tensor, Tier
+from partitioners.problem import Codec, Layout, Link, Op, Problem, Tensor, Tier, Worker
 
 T = TypeVar("T")
-VERSION = 1
+VERSIONS = (1, 2)
 
 
 def read(source: str | Mapping[str, Any]) -> Problem:
@@ -25,10 +25,12 @@ def read(source: str | Mapping[str, Any]) -> Problem:
         except (ValueError, RecursionError) as error:
             raise ProblemError("$", f"is not JSON: {error}") from None
     version = source.get("version") if isinstance(source, Mapping) else None
-    if isinstance(source, Mapping) and (version != VERSION or isinstance(version, bool)):
-        raise ProblemError("version", f"is {version!r}; this release reads version {VERSION}")
+    if isinstance(source, Mapping) and (version not in VERSIONS or isinstance(version, bool)):
+        raise ProblemError("version", f"is {version!r}; this release reads versions {' and '.join(map(str, VERSIONS))}")
     body = {key: value for key, value in source.items() if key != "version"} if isinstance(source, Mapping) else source
-    return _record(Problem, "", body, tiers=_each(Tier), links=_each(Link), ops=_each(Op, seconds=_list),
+    tier = _each(Tier, workers=_each(Worker) if version == 2 else _unknown)
+    layouts = _each(Layout, seconds_per_unit=_list, fixed_s=_list) if version == 2 else _unknown
+    return _record(Problem, "", body, tiers=tier, links=_each(Link), ops=_each(Op, seconds=_list, layouts=layouts),
                    tensors=_each(Tensor, consumers=_list, codecs=_each(Codec, encode_s=_list, decode_s=_list, transfer_s=_list)))
 
 
@@ -41,7 +43,7 @@ def _record(cls: Callable[..., T], path: str, value: object, **nested: Callable[
     known = {spec.name: spec.default is MISSING and spec.default_factory is MISSING for spec in specs}
     for key in value:
         if key not in known:
-            raise ProblemError(f"{dot}{key}", "is not supported by this version of the format")
+            _unknown(f"{dot}{key}", value)
     for key, needed in known.items():
         if needed and value.get(key) is None:
             raise ProblemError(f"{dot}{key}", "is missing")
@@ -62,3 +64,7 @@ def _list(path: str, value: object) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise ProblemError(path, f"is {value!r:.60}; must be a list")
     return tuple(value)
+
+
+def _unknown(path: str, _value: object) -> NoReturn:
+    raise ProblemError(path, "is not supported by this version of the format")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from partitioners import competitors
+from partitioners import competitors, vertical
 from partitioners.blocks import by_blocks
 from partitioners.chain import by_chain
 from partitioners.cost import evaluate, solution, violations
@@ -33,8 +33,26 @@ def auto(problem: Problem, objective: Objective = LATENCY) -> Solution:
     Sums: the minimum cut, which is the answer where it is exact and keeps the limits. Critical path: the search for two
     tiers. Then the dynamic programmes, on a chain and between blocks; where the graph is too wide for these, the integer
     program for at most `AUTO_LIMIT_S`, with the Lagrangian relaxation before it on more than `AUTO_OPS` ops. Stops at the
-    first proof of optimality; else the best plan comes back with the best bound.
+    first proof of optimality; else the best plan comes back with the best bound. Where workers may divide ops, "hybrid"
+    goes before all this, if it applies.
     """
+    if problem.divisible and any(len(tier.workers) > 1 for tier in problem.tiers):
+        try:
+            return by_hybrid(problem, objective)
+        except Infeasible:
+            raise
+        except PartitionerError:  # a critical path, or data both ways: nothing is divided
+            return vertical.run_whole(problem, objective, _whole)
+    return vertical.run_whole(problem, objective, _whole)
+
+
+def by_hybrid(problem: Problem, objective: Objective = LATENCY) -> Solution:
+    """Weigh horizontal, vertical and hybrid splits in one search; see `vertical` and `hybrid`."""
+    return vertical.by_hybrid(problem, objective, _whole)
+
+
+def _whole(problem: Problem, objective: Objective) -> Solution:
+    """Do what `auto` does, without division."""
     found: list[Solution] = []
     refused: list[PartitionerError] = []
     for strategy in _order(problem, objective):
@@ -73,6 +91,7 @@ STRATEGIES: dict[str, Callable[[Problem, Objective], Solution]] = {
     "milp": by_milp,
     "lagrange": by_lagrange,
     "exhaustive": by_exhaustion,
+    "hybrid": by_hybrid,
     "neurosurgeon": competitors.by_neurosurgeon,
     "neurosurgeon_tiers": competitors.by_neurosurgeon_tiers,
     "dads": competitors.by_dads,
@@ -92,7 +111,8 @@ def solve(problem: Problem, strategy: str | Strategy = "auto", objective: str | 
     if isinstance(strategy, str):
         if strategy not in STRATEGIES:
             raise PartitionerError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
-        return STRATEGIES[strategy](problem, objective)
+        solver = STRATEGIES[strategy]
+        return solver(problem, objective) if solver in (auto, by_hybrid) else vertical.run_whole(problem, objective, solver)
     needed = [each for each in inspect.signature(strategy).parameters.values() if each.default is each.empty]
     alone = len(needed) < 2
     answer = strategy(problem) if alone else strategy(problem, objective)

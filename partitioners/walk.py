@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple, Protocol
 
-from partitioners.placement import Direction
+from partitioners.placement import Block, Direction
 from partitioners.problem import Codec, Problem, Tensor
+from partitioners.walk_blocks import teams
 
 TOLERANCE = 1e-9  # relative; sums of floats in another order differ by far less, measured seconds by far more
-PARTS = ("compute", "encode", "wire", "transfer", "decode", "return", "link_latency")
+PARTS = ("compute", "exchange", "encode", "wire", "transfer", "decode", "return", "link_latency")
 Place = tuple[Literal["tier"] | Direction, int]
 """What is busy: a tier, or a link in one direction."""
 Key = tuple[str, int, str]
@@ -42,15 +43,17 @@ class CrossingLike(Protocol):
     direction: Any
 
 
-def recompute(problem: Problem, placement: Mapping[str, str], codecs: Iterable[CrossingLike] = ()) -> dict[str, Any]:
-    """Return every field of `Cost.to_dict` for one placement and one choice of codecs.
+def recompute(
+    problem: Problem, placement: Mapping[str, str], codecs: Iterable[CrossingLike] = (), blocks: Sequence[Block] = ()
+) -> dict[str, Any]:
+    """Return every field of `Cost.to_dict` for one placement, one choice of codecs and the blocks that workers share.
 
     The placement must name a tier for every op, the codecs one entry for every crossing; whether limits are kept is not
     asked. O(ops + tensors x (consumers + tiers^2)).
     """
     at = {op.name: problem.tier_index[placement[op.name]] for op in problem.ops}
     known = {(t.name, c.name): c for t in problem.tensors for c in t.ways}
-    return walk(problem, at, {(c.tensor, c.link, c.direction): known[c.tensor, c.codec] for c in codecs})
+    return walk(problem, at, {(c.tensor, c.link, c.direction): known[c.tensor, c.codec] for c in codecs}, blocks)
 
 
 def crossings(home: int, stops: Set[int]) -> list[tuple[Direction, int]]:
@@ -92,15 +95,26 @@ def send_back(problem: Problem, tensor: Tensor, home: int) -> Iterator[Step]:
         yield Step("return", ("down", j), nbytes / problem.links[j].back_bytes_per_s, nbytes)
 
 
-def walk(problem: Problem, at: Mapping[str, int], chosen: Mapping[Key, Codec]) -> dict[str, Any]:
+def walk(problem: Problem, at: Mapping[str, int], chosen: Mapping[Key, Codec], blocks: Sequence[Block] = ()) -> dict[str, Any]:
     """Do what `recompute` does, with positions for the names of tiers and codecs for theirs."""
     book = _Book()
-    memory = dict.fromkeys(problem.tier_index, 0.0)
+    memory = {tier.name: [0.0] * max(1, len(tier.workers)) for tier in problem.tiers}
     error = 0.0
+    shared = {name for block in blocks for name in block.ops}
+    lasts = {name: team.shares() for name, team in teams(problem, blocks).items()}
     for op in problem.ops:
         tier = at[op.name]
-        book.enter([Step("compute", ("tier", tier), op.reach * op.seconds[tier])])
-        memory[problem.tiers[tier].name] += op.memory_bytes
+        if op.name not in shared:
+            book.enter([Step("compute", ("tier", tier), op.reach * op.seconds[tier])])
+            memory[problem.tiers[tier].name][0] += op.memory_bytes
+    for name, work in lasts.items():
+        slowest = max(work.values(), key=lambda share: share.compute_s + share.exchange_s)
+        tier = at[name]
+        book.enter([Step("compute", ("tier", tier), slowest.compute_s), Step("exchange", ("tier", tier), slowest.exchange_s)])
+        for w, share in work.items():
+            memory[problem.tiers[tier].name][w] += share.memory_bytes
+    block_s = {name: max(share.compute_s + share.exchange_s for share in work.values()) for name, work in lasts.items()}
+    inner_s = dict.fromkeys(shared, 0.0) | block_s  # a block ends with its last op
     for tensor in problem.tensors:
         home = at[tensor.producer]
         for start, ends, way in sendings(problem, home, stops_of(tensor, at)):
@@ -114,14 +128,15 @@ def walk(problem: Problem, at: Mapping[str, int], chosen: Mapping[Key, Codec]) -
         "latency_s": sum(book.part_s.values()),
         **{f"{part}_s": seconds for part, seconds in book.part_s.items()},
         "interval_s": max(book.busy_s.values()),
-        "critical_path_s": _critical_path(problem, at, chosen),
+        "critical_path_s": _critical_path(problem, at, chosen, inner_s),
         "energy_j": book.total([t.watts for t in problem.tiers], [link.joules_per_byte for link in problem.links]),
         "money": book.total([t.price_per_s for t in problem.tiers], [link.price_per_byte for link in problem.links]),
         "error": error,
         "tier_load_s": {tier.name: book.busy_s["tier", i] for i, tier in enumerate(problem.tiers)},
         "link_load_s": tuple(book.busy_s["up", j] for j in links),
         "return_load_s": tuple(book.busy_s["down", j] for j in links),
-        "tier_memory_bytes": memory,
+        "tier_memory_bytes": {name: sum(held) for name, held in memory.items()},
+        "worker_memory_bytes": {tier.name: tuple(memory[tier.name]) for tier in problem.tiers if tier.workers},
         "link_nbytes": tuple(book.nbytes["up", j] for j in links),
         "return_nbytes": tuple(book.nbytes["down", j] for j in links),
     }
@@ -156,7 +171,7 @@ def stops_of(tensor: Tensor, at: Mapping[str, int]) -> set[int]:
     return {at[name] for name in tensor.consumers} - {at[tensor.producer]}
 
 
-def _critical_path(problem: Problem, at: Mapping[str, int], chosen: Mapping[Key, Codec]) -> float:
+def _critical_path(problem: Problem, at: Mapping[str, int], chosen: Mapping[Key, Codec], shared_s: Mapping[str, float]) -> float:
     """Every op starts when its inputs have arrived; nothing waits for a busy machine or link."""
     ready = {op.name: 0.0 for op in problem.ops}
     produced: dict[str, list[Tensor]] = {op.name: [] for op in problem.ops}
@@ -165,7 +180,7 @@ def _critical_path(problem: Problem, at: Mapping[str, int], chosen: Mapping[Key,
     last = 0.0
     for name in problem.predecessors:  # in topological order
         op, home = problem.ops[problem.op_index[name]], at[name]
-        finish = ready[name] + op.reach * op.seconds[home]
+        finish = ready[name] + (shared_s[name] if name in shared_s else op.reach * op.seconds[home])
         last = max(last, finish)
         for tensor in produced[name]:
             trips = {stop: _trip(problem, tensor, home, stop, chosen) for stop in stops_of(tensor, at)}

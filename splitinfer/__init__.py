@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from splitinfer.profiler import profile as profile
     from splitinfer.profiles import Profile as Profile
     from splitinfer.runtime.deploy import deploy as deploy
+    from splitinfer.simulator import simulate as simulate
     from splitinfer.tracing import Trace as Trace
     from splitinfer.verify import verify_split as verify_split
 
@@ -44,19 +45,20 @@ _HOMES = {
     "deploy": "splitinfer.runtime.deploy",
     "plan": "splitinfer.planner",
     "profile": "splitinfer.profiler",
+    "simulate": "splitinfer.simulator",
     "verify_split": "splitinfer.verify",
 }
 
 __all__ = [
     "Calibration", "Graph", "Pipeline", "Plan", "Profile", "Trace", "__version__", "accurate_plan", "calibrate", "capture", "deploy",
-    "plan", "profile", "verify_split",
+    "plan", "profile", "simulate", "verify_split",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("codecs", "errors", "learn", "zoo"):
+    if name in ("codecs", "errors", "learn", "simulator", "zoo"):
         return import_module(f"splitinfer.{name}")
     raise AttributeError(f"module 'splitinfer' has no attribute '{name}'")
 

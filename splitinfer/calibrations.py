@@ -9,11 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
 from splitinfer.errors import ProfileError
+from splitinfer.reading import document, text_of
 
 VERSION = 1
 
@@ -79,25 +79,18 @@ class Calibration:
     @staticmethod
     def load(path: str | Path) -> Calibration:
         """Read a calibration's file. Raises ProfileError for one that is malformed."""
-        try:
-            return Calibration.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProfileError(f"cannot read the calibration {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+        return Calibration.from_json(text_of(path, "calibration", ProfileError))
 
     @staticmethod
     def from_json(text: str) -> Calibration:
-        """A calibration from its file's text. Raises ProfileError for one that is malformed."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ProfileError(f"a calibration is JSON: {error}") from error
-        if not isinstance(data, dict) or data.pop("version", None) != VERSION:
-            raise ProfileError(f"not a calibration of version {VERSION}; make it again with 'splitinfer calibrate'")
-        try:
-            rows = {tensor: {codec: _measured(row) for codec, row in codecs.items()} for tensor, codecs in data.pop("rows").items()}
-            return Calibration(**data | {"rows": rows, "lossless": tuple(data["lossless"])})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProfileError(f"malformed calibration: {error}") from error
+        """A calibration from its file's text. Raises ProfileError, which names the field, for one that is malformed."""
+        made = document(Calibration, text, "calibration", (VERSION,), ProfileError)
+        for tensor, row in made.rows.items():
+            for codec, cell in row.items():
+                for name, value in asdict(cell).items():
+                    if value < 0:
+                        raise ProfileError(f"malformed calibration: 'rows.{tensor}.{codec}.{name}' is {value:g}; it must be zero or more")
+        return made
 
     def __str__(self) -> str:
         """The codecs, each over all tensors: how small, how quick, how harmful."""
@@ -106,7 +99,7 @@ class Calibration:
         table = []
         for codec in names:
             cells = [(raw.get(tensor), row[codec]) for tensor, row in self.rows.items() if codec in row]
-            ratio = [whole / cell.nbytes for whole, cell in cells if whole]
+            ratio = [whole / cell.nbytes for whole, cell in cells if whole and cell.nbytes]
             drops = sorted(cell.drop for _, cell in cells)
             table.append([
                 codec, len(cells), f"{sum(ratio) / len(ratio):.2f}" if ratio else "-", _ms(sum(c.encode_s for _, c in cells)),
@@ -116,14 +109,6 @@ class Calibration:
         head = ["codec", "tensors", "mean ratio", "encode ms, all", "decode ms, all", "mean error", f"median {self.metric} drop", "worst"]
         text = tabulate(table, head, disable_numparse=True, colalign=("left", *["right"] * 7))
         return f"{self.model}: {len(self.rows)} tensors, {self.samples} samples\n\n{text}"
-
-
-def _measured(row: Mapping[str, Any]) -> Measured:
-    found = Measured(**row)
-    for name, value in asdict(found).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise ValueError(f"{name} is {value!r:.40}; it must be a finite number, zero or more")
-    return found
 
 
 def _ms(seconds: float) -> str:

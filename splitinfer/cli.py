@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last place: one line for people, a trace on request
         if options.debug or not _expected(error):
             raise
-        print(f"splitinfer: {error}", file=sys.stderr)
+        print("splitinfer:", *(line.strip() for line in str(error).splitlines()), file=sys.stderr)
         return 2
 
 

@@ -5,6 +5,7 @@
     SplitinferError
     |-- CaptureError        the model cannot be captured
     |-- CutError            the graph cannot be cut there
+    |-- ShardError          a layer or block cannot be divided over workers
     |-- InputError          a call does not fit the captured inputs
     |-- CodecError          a codec name or an encoded tensor is wrong
     |-- PacketError         a packet is damaged, of another version, or larger than its limits
@@ -12,6 +13,8 @@
     |-- PlanError           a plan does not fit the graph or topology, or its file is malformed
     |-- DeployError         the stages could not be started
     |-- StageError          a stage failed while it ran a request; carries stage, layer and the cause
+    |   `-- WorkerLost      a machine that shared a layer is gone
+    |       `-- Regrouped   the shares of a layer changed while a request was under way
     |-- RequestTimeout      a request outlived its deadline
     |-- UsageError          a command line argument is wrong
     `-- MissingExtra        an optional package is not installed
@@ -32,6 +35,10 @@ class CaptureError(SplitinferError):
 
 class CutError(SplitinferError):
     """The graph cannot be cut at the place asked for."""
+
+
+class ShardError(SplitinferError):
+    """A layer or block cannot be divided over workers; names the layer and the reason."""
 
 
 class InputError(SplitinferError):
@@ -78,6 +85,17 @@ class StageError(SplitinferError):
 
     def __reduce__(self) -> tuple[type[StageError], tuple[str, str, str, str]]:
         return type(self), (self.stage, self.layer, self.cause, self.remote_traceback)
+
+
+class WorkerLost(StageError):
+    """A machine that shared the layers of a stage is gone; `layer` is its name. What it held can be shared out again."""
+
+    def __str__(self) -> str:
+        return f"'{self.layer}', which shares the layers of stage '{self.stage}', is gone: {self.cause}"
+
+
+class Regrouped(WorkerLost):
+    """The layers of a stage were shared out anew while a request was under way; it can be tried again as it is."""
 
 
 class MissingExtra(SplitinferError):

@@ -20,7 +20,7 @@ from splitinfer.sizes import sizes_at
 
 def layer_flops(graph: Graph) -> dict[str, int]:
     """Layer -> FLOPs for the sample."""
-    _register()
+    register_formulas()
     stage = whole(graph)
     counted = dict.fromkeys(graph.layers, 0)
 
@@ -52,7 +52,8 @@ def _recurrent(inputs: Sequence[int], weight: Sequence[int], recurrent: Sequence
     return 2 * steps * (weight[0] * weight[1] + recurrent[0] * recurrent[1])
 
 
-def _register() -> None:
+def register_formulas() -> None:
+    """Teach torch's counter the operators that it misses."""
     from torch.utils.flop_counter import flop_registry
 
     missing = {

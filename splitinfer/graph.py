@@ -134,6 +134,8 @@ class Graph:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Dynamic dimension -> smallest and largest size that the model accepts."""
     name: str = "model"
+    exits: tuple[str, ...] = ()
+    """Layers that are heads of early exits (``splitinfer.learn``): stages may leave them out."""
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -206,7 +208,7 @@ class Graph:
         raise CutError(f"no cut after '{layer}'; layers like it: {near or list(self.layers)[:3]}")
 
     def check_stages(self, stages: Sequence[Sequence[str]]) -> None:
-        """Raise CutError unless every layer is in exactly one stage and data flows forward only."""
+        """Raise CutError unless every layer but heads of exits is in exactly one stage and data flows forward only."""
         stage_of: dict[str, int] = {INPUT: -1}
         for index, layers in enumerate(stages):
             for name in layers:
@@ -215,18 +217,18 @@ class Graph:
                 if name in stage_of:
                     raise CutError(f"layer '{name}' is in stage {stage_of[name]} and in stage {index}")
                 stage_of[name] = index
-        missing = [name for name in self.layers if name not in stage_of]
+        missing = [name for name in self.layers if name not in stage_of and name not in self.exits]
         if missing:
             raise CutError(f"{len(missing)} of {len(self.layers)} layers are in no stage, the first is '{missing[0]}'")
         for tensor in self.tensors.values():
             for consumer in tensor.consumers:
-                if stage_of[consumer] < stage_of[tensor.producer]:
+                if stage_of.get(consumer, len(stages)) < stage_of[tensor.producer]:
                     raise CutError(
                         f"'{consumer}' in stage {stage_of[consumer]} needs '{tensor.name}' of '{tensor.producer}' "
                         f"in the later stage {stage_of[tensor.producer]}: data flows forward only"
                     )
         for group in self.together:
-            used = {stage_of[name] for name in group.layers}
+            used = {stage_of[name] for name in group.layers if name in stage_of}
             if len(used) > 1:
                 raise CutError(f"stages {sorted(used)} divide what must stay together: {group.reason}")
 

@@ -7,7 +7,7 @@ link, and what using a tier costs by itself (a call, waking up) is paid in no ot
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 import partitioners as p
@@ -15,10 +15,13 @@ from cluster.topology import LinkSpec, TierSpec, Topology
 from splitinfer.calibrations import Calibration
 from splitinfer.errors import PlanError
 from splitinfer.learn.reach import Passing
+from splitinfer.overlap import overlapped_s
 from splitinfer.plans import INPUT, Cost, Crossing, PlannedExit, PlannedStage
 from splitinfer.profiles import Profile, TensorProfile, TierTimes
 
 _ENTRY = "<entry>"
+_IN_PIECES = " in pieces"  # ends the name of a codec whose encoding, wire and decoding overlap
+_WORTHWHILE = 0.98  # of the time taken in turns: calls for each piece, which no profile shows, cost something too
 MOST_TIERS = 7
 """Of a longer line only choices of up to three tiers, and the whole, are tried: all would be 2 to the number of tiers."""
 
@@ -86,9 +89,10 @@ class LineModel:
         self.op_of = grouped(profile)
         self.passing = Passing(profile, wishes.exits)
         self.specs = {tensor.name: tensor for tensor in profile.tensors}
+        self._links = tuple(self._link(place, hop) for place, hop in enumerate(line.hops))
         tiers = (p.Tier(spec.name, spec.memory_bytes, spec.watts or 0.0, spec.price_per_s or 0.0) for spec in line.specs)
         self.problem = p.Problem(
-            tiers=tuple(tiers), links=tuple(self._link(place, hop) for place, hop in enumerate(line.hops)),
+            tiers=tuple(tiers), links=self._links,
             ops=tuple(self._ops()), tensors=tuple(self._tensors()), relay="forward",
             error_budget=wishes.max_accuracy_drop, within=dict(wishes.within or {}),
         )  # fmt: skip
@@ -168,7 +172,7 @@ class LineModel:
                 users = [name for name in tensor.consumers if self.op_of[name] != producer]
                 reach = self.passing.tensor(users, tensor.producer)
                 allowed = [name for name in self.wishes.codecs if self._tried(tensor.name, name)] or ["raw"]
-                options = tuple(self._codec(tensor, name) for name in allowed)
+                options = tuple(self._codec(tensor, name) for name in allowed) + tuple(self._in_pieces(tensor, allowed))
                 yield p.Tensor(producer, consumers, raw, share > 0, options, tensor.name, reach)
         yield p.Tensor(INPUT, (_ENTRY,), 0.0, name="<call>")
         yield p.Tensor(_ENTRY, tuple(roots), 0.0, name="<start>")
@@ -190,6 +194,23 @@ class LineModel:
         nbytes = row.nbytes if row else tensor.sent_nbytes.get(name, tensor.nbytes)
         loss = (calibration.drop(tensor.name, name) or 0.0) if calibration else 0.0
         return p.Codec(name, nbytes, encode, decode, loss)
+
+    def _in_pieces(self, tensor: TensorProfile, names: Sequence[str]) -> Iterator[p.Codec]:
+        """The codecs whose encoding, wire and decoding would overlap by enough to be worth it, where the tensor is large."""
+        for name in names if tensor.producer != INPUT else ():
+            pieces = [tier.base.pieces.get(tensor.name, {}).get(name) for tier in self.times]
+            if all(pieces):
+                plain, hops = self._codec(tensor, name), []
+                for place, (links, made, read) in enumerate(zip(self.line.hops, pieces, pieces[1:], strict=False)):
+                    assert made is not None and read is not None
+                    both = [(encode_s, nbytes, decode_s) for (encode_s, nbytes, _), (*_, decode_s) in zip(made, read, strict=True)]
+                    rates = [1 / link.up_bytes_per_s for link in links]
+                    rates[-1] += self.profile.framework.s_per_byte
+                    hops.append(overlapped_s(both, self.times[place].scale, self.times[place + 1].scale, rates))
+                nbytes = sum(piece[1] for piece in pieces[0] or ())
+                apart = [plain.encode_s[i] + plain.nbytes / link.bytes_per_s + plain.decode_s[i + 1] for i, link in enumerate(self._links)]
+                if any(together < _WORTHWHILE * turns for together, turns in zip(hops, apart, strict=True)):
+                    yield replace(plain, name=name + _IN_PIECES, nbytes=nbytes, transfer_s=tuple(hops))
 
     # -- and back
 
@@ -224,7 +245,9 @@ class LineModel:
         for tensor, (first, *_) in hops.items():
             links = [link for crossing in hops[tensor] for link in self._physical(crossing.link)]
             spec = self.specs[tensor]
-            made.append(Crossing(tensor, spec.producer, first.codec, tuple(links), spec.nbytes, first.nbytes))
+            streamed = first.codec.endswith(_IN_PIECES)
+            codec = first.codec.removesuffix(_IN_PIECES)
+            made.append(Crossing(tensor, spec.producer, codec, tuple(links), spec.nbytes, first.nbytes, streamed))
         return tuple(made)
 
     def _physical(self, hop: int) -> range:
@@ -236,7 +259,8 @@ class LineModel:
         share = self._shares(solution)
         sent = {hop: cost.link_nbytes[hop] + reach * self.profile.packet_nbytes for hop, reach in share["up"].items()}
         back = {hop: self._returned(solution)[hop] + reach * self.profile.packet_nbytes for hop, reach in share["down"].items()}
-        wire = sum(self._wire(hop, nbytes, "up", share["up"][hop]) for hop, nbytes in sent.items())
+        pieces = self._piece_nbytes(solution)
+        wire = sum(self._wire(hop, nbytes - pieces.get(hop, 0.0), "up", share["up"][hop]) for hop, nbytes in sent.items())
         home = sum(self._wire(hop, nbytes, "down", share["down"][hop]) for hop, nbytes in back.items())
         compute = self._computing(solution)
         places = {layer: self.line.tiers.index(tier) for layer, tier in self.tier_of(solution).items()}
@@ -244,12 +268,22 @@ class LineModel:
         decode = cost.decode_s + (self._received_s() if 0 in places.values() else 0.0)
         latency = cost.latency_s + (self._waking(solution) if self.steady else 0.0)
         return Cost(
-            latency, compute, encode, wire, decode, home, latency - compute - encode - decode - wire - home,
+            latency, compute, encode, wire, decode, home, latency - compute - encode - decode - wire - home - cost.transfer_s,
+            transfer_s=cost.transfer_s,
             up_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in sent.items()),
             return_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in back.items()),
             interval_s=self._interval(cost), critical_path_s=cost.critical_path_s,
             energy_j=cost.energy_j, money=cost.money, error=cost.error,
         )  # fmt: skip
+
+    def _piece_nbytes(self, solution: p.Solution) -> dict[int, float]:
+        """Expected bytes on each hop of what travels in pieces: its time is in the transfer."""
+        reach = {tensor.name: tensor.reach for tensor in self.problem.tensors}
+        nbytes: dict[int, float] = {}
+        for crossing in solution.codecs:
+            if crossing.codec.endswith(_IN_PIECES):
+                nbytes[crossing.link] = nbytes.get(crossing.link, 0.0) + reach[crossing.tensor] * crossing.nbytes
+        return nbytes
 
     def _waking(self, solution: p.Solution) -> float:
         """What a single request, after a pause, pays on top of a steady stream's."""
@@ -312,6 +346,8 @@ def kept_layers(profile: Profile, wish: int | str) -> int:
         if wish not in names:
             raise PlanError(f"there is no layer '{wish}' to keep on the device; the layers are {names[0]} ... {names[-1]}")
         return names.index(wish) + 1
+    if not isinstance(wish, int | str) or isinstance(wish, bool):
+        raise PlanError(f"cannot keep {wish!r} layers on the device; give a whole number or a layer's name")
     count = int(wish)
     if not 0 <= count <= len(names):
         raise PlanError(f"cannot keep {count} layers on the device; the model has {len(names)}")

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,8 +19,11 @@ from splitinfer import codecs
 from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
 from splitinfer.errors import PlanError
 from splitinfer.graph import Graph
+from splitinfer.groups import LocalBlock
+from splitinfer.learn.editing import without_exits
+from splitinfer.parts import carved
 from splitinfer.plans import Plan
-from splitinfer.routing import Route, pieces, routes
+from splitinfer.routing import Route, routes
 from splitinfer.runner import StageRunner
 from splitinfer.sizes import sizes_at
 from splitinfer.stages import Stage, carve
@@ -51,16 +55,14 @@ class Pipeline(ABC):
 
     def __init__(self, graph: Graph, plan: Plan, *, slowdown: float = 1.0, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         plan.check(graph)
+        planned_layers = {layer for stage in plan.stages for layer in stage.layers}
+        graph = without_exits(graph, [head for head in graph.exits if head not in planned_layers])
         self.graph, self.plan, self.timeout_s = graph, plan, timeout_s
         self.source: Route
         self.source, self.routes = routes(graph, plan)
         self.slowdown = slowdown
-        # Each stage in one part, or in several where an early exit may end it.
-        self.stages = [
-            [carve(graph, layers, planned.name) for layers in parts]
-            for planned, parts in zip(plan.stages, pieces(graph, plan), strict=True)
-        ]
-        self._sizes = {name for parts in self.stages for part in parts for name in part.sizes}
+        self.stages = carved(graph, plan)
+        self._sizes = {name for stage in self.stages for within in stage for part in within for name in part.sizes}
         self._sizes |= {leaf.name for leaf in graph.outputs if leaf.kind == "size"}
 
     @staticmethod
@@ -140,9 +142,12 @@ class LocalPipeline(Pipeline):
         super().__init__(graph, plan)
         last = len(self.stages) - 1
         self.runners = [
-            StageRunner(parts, route, tier=planned.tier, last=index == last, limits=self.limits)
+            StageRunner(
+                [[part if isinstance(part, Stage) else LocalBlock(part) for part in within] for within in parts],
+                route, name=planned.name, tier=planned.tier, last=index == last, limits=self.limits,
+            )
             for index, (parts, route, planned) in enumerate(zip(self.stages, self.routes, plan.stages, strict=True))
-        ]
+        ]  # fmt: skip
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[tuple[Any, Trace]]:
         future: Future[tuple[Any, Trace]] = Future()
@@ -172,9 +177,11 @@ class LocalPipeline(Pipeline):
         request = self._request(args, kwargs)
         data, spans, sender = request.data, request.spans, ("source", self.plan.tiers[0])
         results: list[Frame] = []
+        pieces = [0] * (len(runners) + 1)  # bytes that went ahead to each stage
         for place, runner in enumerate(runners):
-            spans += self._crossed(*sender, runner.tier, len(data))
-            step, sender = runner.run(data, alone=place == alone), (runner.name, runner.tier)
+            spans += self._crossed(*sender, runner.tier, len(data) + pieces[place])
+            step = runner.run(data, alone=place == alone, emit=partial(_feed, runners, pieces, place + 1))
+            sender = (runner.name, runner.tier)
             results += step.results
             spans += step.spans
             if step.onward is None:
@@ -189,7 +196,13 @@ class LocalPipeline(Pipeline):
         return (Span(stage, tier, "wire", time.perf_counter(), 0.0, nbytes=nbytes * links),) if links else ()
 
 
+def _feed(runners: Sequence[StageRunner], nbytes: list[int], place: int, piece: bytes) -> None:
+    """To the next stage, and on as far as it is passed on."""
+    nbytes[place] += len(piece)
+    if place < len(runners) and runners[place].feed(piece):
+        _feed(runners, nbytes, place + 1, piece)
+
+
 def whole(graph: Graph) -> Stage:
     """The whole model as one stage."""
     return carve(graph, graph.layers, "whole")
-

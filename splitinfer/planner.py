@@ -13,8 +13,9 @@ import partitioners as p
 from cluster.topology import Topology
 from splitinfer.calibrations import Calibration
 from splitinfer.errors import PlanError
+from splitinfer.learn.reach import reduced
 from splitinfer.lines import MOST_TIERS, LineModel, Wishes, kept_layers, lines_of
-from splitinfer.plans import Candidate, Plan, PlannedExit
+from splitinfer.plans import Accuracy, Candidate, Plan, PlannedExit
 from splitinfer.profiles import Profile
 
 Strategy = str | Callable[..., "p.Solution | Mapping[str, str]"]
@@ -33,6 +34,7 @@ def plan(
     calibration: Calibration | None = None,
     max_accuracy_drop: float | None = None,
     exits: Sequence[PlannedExit] = (),
+    compare: bool = True,
 ) -> Plan:
     """The plan of least predicted cost.
 
@@ -43,7 +45,8 @@ def plan(
     topology. `keep_on_device` names layers by number or up to a name: the model's input and everything made before the
     last of them never leave the first tier. A `calibration` says what each codec loses on each tensor: the sum over
     the codecs used stays within `max_accuracy_drop`, in its metric's units; ``learn.accurate_plan`` also measures it.
-    With `exits`, as ``learn.choose_thresholds`` makes them, costs are expectations over requests that may end early.
+    With `exits`, as ``learn.choose_thresholds`` makes them, costs are expectations over requests that may end early;
+    heads in the profile that are not among them are neither planned nor run. `compare`: also price the baselines.
 
     `strategy` names one of ``partitioners.STRATEGIES`` or is a function of your own from a Problem (and, if it takes
     two arguments, an Objective) to a mapping op -> tier; a function is asked once for each choice of tiers, and the best
@@ -53,6 +56,7 @@ def plan(
     tried = [name for row in calibration.rows.values() for name in row] if calibration else []
     check_wishes(objective, codecs, strategy, tuple(dict.fromkeys([*profile.codecs, *tried])), within)
     goal = p.Objective.of(objective)
+    profile = _without_unused(profile, exits)
     wishes = replace(
         _wishes(profile, codecs, within, keep_on_device),
         calibration=_fitting(profile, calibration, max_accuracy_drop), max_accuracy_drop=max_accuracy_drop,
@@ -74,12 +78,14 @@ def plan(
     proof = _certificate(goal, model.cost(best), solved, best.strategy)
     if any(not isinstance(reason, p.Infeasible) for _, reason in failed) or _unsure(goal, wishes, models):
         proof = {"strategy": best.strategy, "status": "feasible", "bound": None, "gap": None}
-    rivals = _rivals(profile, topology, wishes, goal)
+    rivals = _rivals(profile, topology, wishes, goal) if compare else {}
     baselines = tuple(_candidate(name, solution, rival) for name, (rival, solution) in rivals.items())
     made = _as_plan(model, best, str(goal), proof)
     return replace(
         made, baselines=baselines, topology=topology.to_dict(), limits=dict(wishes.within or {}), kept_layers=wishes.kept,
         exits=wishes.exits,
+        accuracy=Accuracy(calibration.metric, max_accuracy_drop, made.cost.error if made.cost else 0.0)
+        if calibration is not None and max_accuracy_drop is not None else None,
     )  # fmt: skip
 
 
@@ -95,6 +101,8 @@ def problems(
 
     Where a direct link joins the same tiers as a longer way, its problem is given as the tiers and "direct".
     """
+    check_wishes("latency", codecs, "auto", profile.codecs, within)
+    profile = _without_unused(profile)
     made: dict[tuple[str, ...], p.Problem] = {}
     for model in _models(profile, topology, _wishes(profile, codecs, within, keep_on_device), p.LATENCY):
         tiers = model.line.tiers
@@ -114,9 +122,11 @@ def check_wishes(
         p.Objective.of(objective)
     except p.PartitionerError as error:
         raise PlanError(str(error)) from None
-    for name in within or {}:
+    for name, limit in (within or {}).items():
         if name not in p.FIELDS:
             raise PlanError(f"cannot plan within '{name}'; choose from {', '.join(p.FIELDS)}")
+        if not 0 <= limit < float("inf"):
+            raise PlanError(f"cannot plan within {name} = {limit}; a limit is a finite number, zero or more")
     if not codecs:
         raise PlanError(f"no codec is allowed; choose from {', '.join(known_codecs)}")
     for name in codecs:
@@ -128,7 +138,8 @@ def check_wishes(
 
 def baseline_plans(profile: Profile, topology: Topology, codecs: Sequence[str] = ("raw", "zstd")) -> dict[str, Plan]:
     """The plans that a split must beat, ready to run: each tier alone, with its input compressed by the best codec."""
-    made = {}
+    check_wishes("latency", codecs, "auto", profile.codecs)
+    made, profile = {}, _without_unused(profile)
     for name, (model, solution) in _rivals(profile, topology, Wishes(tuple(codecs)), p.LATENCY).items():
         if isinstance(solution, p.Solution) and name.endswith(" only"):
             made[name] = _as_plan(model, solution, "baseline", {})
@@ -144,6 +155,12 @@ def _fitting(profile: Profile, calibration: Calibration | None, max_accuracy_dro
     if calibration is not None and calibration.fingerprint != profile.fingerprint:
         raise PlanError(f"the calibration is of another model ({calibration.fingerprint}; profile {profile.fingerprint}); calibrate again")
     return calibration
+
+
+def _without_unused(profile: Profile, exits: Sequence[PlannedExit] = ()) -> Profile:
+    """The profile without the heads of exits that the plan does not use: they do not run."""
+    unused = set(profile.exits) - {each.layer for each in exits}
+    return reduced(profile, {layer.name for layer in profile.layers} - unused) if unused else profile
 
 
 def _wishes(profile: Profile, codecs: Sequence[str], within: Mapping[str, float] | None, keep_on_device: int | str) -> Wishes:
@@ -174,9 +191,7 @@ def _unsure(goal: p.Objective, wishes: Wishes, models: Sequence[LineModel]) -> b
     return (interval and any(model.line.skips for model in models)) or any(len(model.line.physical) > MOST_TIERS for model in models)
 
 
-def _certificate(
-    goal: p.Objective, cost: object, solved: Sequence[tuple[LineModel, p.Solution]], strategy: str
-) -> dict[str, object]:
+def _certificate(goal: p.Objective, cost: object, solved: Sequence[tuple[LineModel, p.Solution]], strategy: str) -> dict[str, object]:
     """The proof over all lines: no line has a plan below the least of their bounds."""
     bounds = [solution.certificate.bound for _, solution in solved]
     if any(bound is None for bound in bounds):

@@ -15,16 +15,35 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from splitinfer.errors import PlanError
+from splitinfer.reading import Malformed, document, read, text_of
 
 if TYPE_CHECKING:
     from partitioners.objective import Objective
     from splitinfer.graph import Graph
 
-VERSION = 2
+VERSION = 3
+"""2 knows no tensors in pieces and no layers shared by several machines, 1 also no limits, accuracy and exits."""
 _COSTS = {"interval": "interval_s", "critical_path": "critical_path_s", "energy": "energy_j", "money": "money", "error": "error"}
 """What a plan's table shows beside the latency, where it is minimised or limited: name in an objective -> field."""
 INPUT = "<input>"
 """The producer of the model's inputs, where a layer's name would stand."""
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """Layers inside a stage that several machines share: a vertical split."""
+
+    layers: tuple[str, ...]
+    axis: str
+    """``rows``, ``channels`` or ``heads``."""
+    shares: tuple[int, ...]
+    """Units of the axis for each machine: the tier's own first, then its peers in the order of the topology."""
+    workers: tuple[str, ...]
+    """The names of these machines."""
+    exchange_after: tuple[str, ...] = ()
+    """Layers behind which neighbours exchange halo rows, where elsewhere rows are computed twice."""
+    codec: str = "raw"
+    """Of all messages between the machines."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,8 @@ class PlannedStage:
     seconds: float = 0.0
     """Predicted compute time of one request, waking up included."""
     weight_nbytes: int = 0
+    blocks: tuple[PlannedBlock, ...] = ()
+    """In the order of the data; what is in none runs whole on the tier's own machine."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,8 @@ class Crossing:
     raw_nbytes: int
     nbytes: float
     """Encoded bytes, as measured by the profile."""
+    streamed: bool = False
+    """Whether it travels in pieces, so that encoding, wire and decoding overlap."""
 
 
 @dataclass(frozen=True)
@@ -99,28 +122,38 @@ class Cost:
     """Modelled from the prices that the topology declares."""
     error: float = 0.0
     """Sum of the errors of the codecs used, as far as they were measured."""
+    exchange_s: float = 0.0
+    """Between the machines that share layers: scatter, exchange and gather."""
+    transfer_s: float = 0.0
+    """Encoding, wire and decoding of what travels in pieces, where the three overlap."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What the whole plan loses, measured end to end on samples that the calibration did not see."""
+    """What the whole plan loses, added up, and measured end to end on samples that nothing was learned or calibrated from."""
 
     metric: str
     budget: float
     """The largest loss allowed, in units of the metric."""
     predicted: float
-    """Sum of the losses of the codecs used, each calibrated alone."""
-    measured: float
-    samples: int
+    """Sum of the losses of the codecs, exits and bottlenecks used, each measured alone."""
+    measured: float | None = None
+    """None: only added up, because no samples were given."""
+    samples: int = 0
     repairs: int = 0
     """Plans thrown away because they lost more than the budget."""
+    ended: Mapping[str, float] = field(default_factory=dict)
+    """Share of the samples that ended at each early exit, by its layer."""
 
     def __str__(self) -> str:
         """One line."""
+        if self.measured is None:
+            return f"{self.metric}: {self.predicted:.2%} lost by adding up, {self.budget:.2%} allowed; not measured, for want of samples"
         again = f"; plans replaced because they lost more: {self.repairs}" if self.repairs else ""
+        early = f"; {sum(self.ended.values()):.1%} end at an early exit" if self.ended else ""
         return (
             f"{self.metric}: loses {self.measured:.2%} on {self.samples} held-out samples, {self.predicted:.2%} predicted,"
-            f" {self.budget:.2%} allowed{again}"
+            f" {self.budget:.2%} allowed{early}{again}"
         )
 
 
@@ -197,6 +230,10 @@ class Plan:
         """The codec in which a tensor leaves its tier."""
         return next((crossing.codec for crossing in self.crossings if crossing.tensor == tensor), "raw")
 
+    def streams(self, tensor: str) -> bool:
+        """Whether a tensor travels in pieces."""
+        return any(crossing.tensor == tensor and crossing.streamed for crossing in self.crossings)
+
     def check(self, graph: Graph) -> None:
         """Raise PlanError or CutError unless the plan fits the graph."""
         if self.fingerprint != graph.fingerprint:
@@ -216,37 +253,16 @@ class Plan:
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read a plan's file. Raises PlanError, which names the field, for one that is malformed."""
-        try:
-            return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
+        return Plan.from_json(text_of(path, "plan", PlanError))
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """A plan from its file's text. Raises PlanError, which names the field, for one that is malformed."""
+        plan = document(Plan, text, "plan", (1, 2, VERSION), PlanError)  # 1 lacks keys that have defaults
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"a plan is JSON: {error}") from error
-        if not isinstance(data, dict) or data.pop("version", None) not in (1, VERSION):  # 1 lacks keys that have defaults
-            raise PlanError(f"not a plan of version 1 to {VERSION}; make it again with 'splitinfer plan'")
-        try:
-            data["tiers"] = tuple(data["tiers"])
-            data["stages"] = tuple(_build(PlannedStage, "stages", row, layers=tuple) for row in data["stages"])
-            data["crossings"] = tuple(_build(Crossing, "crossings", row, links=tuple) for row in data["crossings"])
-            data["exits"] = tuple(_build(PlannedExit, "exits", row) for row in data.get("exits", ()))
-            data["cost"] = data["cost"] and _build(Cost, "cost", data["cost"])
-            data["accuracy"] = data.get("accuracy") and _build(Accuracy, "accuracy", data["accuracy"])
-            data["baselines"] = tuple(
-                _build(Candidate, "baselines", row | {"cost": row["cost"] and _build(Cost, "baselines.cost", row["cost"])})
-                for row in data["baselines"]
-            )
-            plan: Plan = _build(Plan, "plan", data)
-        except (KeyError, TypeError, AttributeError) as error:
+            _check(plan)
+        except Malformed as error:
             raise PlanError(f"malformed plan: {error}") from error
-        unknown = [stage.tier for stage in plan.stages if stage.tier not in plan.tiers]
-        if unknown:
-            raise PlanError(f"malformed plan: a stage runs on '{unknown[0]}', which is not among its tiers {list(plan.tiers)}")
         return plan
 
     def __str__(self) -> str:
@@ -266,7 +282,8 @@ class Plan:
 
     def _crossing_table(self) -> list[str]:
         rows = [
-            [" -> ".join(self.tiers[c.links[0] : c.links[-1] + 2]), c.tensor, c.producer, f"{c.raw_nbytes:,}", c.codec, f"{c.nbytes:,.0f}"]
+            [" -> ".join(self.tiers[c.links[0] : c.links[-1] + 2]), c.tensor, c.producer, f"{c.raw_nbytes:,}",
+             f"{c.codec}, in pieces" if c.streamed else c.codec, f"{c.nbytes:,.0f}"]
             for c in self.crossings
         ]
         return ["", tabulate(rows, ["link", "tensor", "of layer", "raw bytes", "codec", "sent bytes"])] if rows else []
@@ -279,14 +296,21 @@ class Plan:
     @property
     def _goal(self) -> Objective:
         """What it minimises; latency for a plan made by hand."""
-        from partitioners.objective import LATENCY, Objective  # here: it loads scipy, and running a plan needs none
+        from partitioners.errors import PartitionerError  # here: they load scipy, and running a plan needs none
+        from partitioners.objective import LATENCY, Objective
 
-        return LATENCY if self.objective in ("by hand", "baseline") else Objective.of(self.objective)
+        if self.objective in ("by hand", "baseline"):
+            return LATENCY
+        try:
+            return Objective.of(self.objective)
+        except PartitionerError as error:
+            raise PlanError(f"malformed plan: {error}") from error
 
     def _cost_table(self) -> list[str]:
         if self.cost is None:
             return []
-        kinds = ("compute_s", "encode_s", "wire_s", "decode_s", "return_s", "framework_s")
+        overlapped = ("transfer_s",) if any(cost and cost.transfer_s for cost in (self.cost, *(b.cost for b in self.baselines))) else ()
+        kinds = ("compute_s", "encode_s", "wire_s", *overlapped, "decode_s", "return_s", "framework_s")
         others = [(name, key) for name, key in _COSTS.items() if name in self._goal.weights or key in self.limits]
         head = ["plan", "latency ms", *(kind.removesuffix("_s") for kind in kinds), "bytes up"]
         head += [*(_titled(name, key) for name, key in others), "against the plan"]
@@ -340,10 +364,32 @@ def _ms(seconds: float) -> str:
     return f"{round(seconds * 1e3, 2) + 0.0:.2f}"  # + 0.0: no negative zero
 
 
-def _build(kind: type[Any], path: str, row: Mapping[str, Any], **convert: Any) -> Any:
-    """A dataclass from a JSON object; unknown keys are refused by name."""
-    known = {spec.name for spec in fields(kind)}
-    unknown = sorted(set(row) - known)
+@dataclass(frozen=True)
+class _Certificate:
+    """The keys of `Plan.certificate`, where it is not empty."""
+
+    strategy: str
+    status: str
+    bound: float | None
+    gap: float | None
+
+
+def _check(plan: Plan) -> None:
+    """What types alone do not say. Raises Malformed."""
+    if not plan.stages:
+        raise Malformed("'stages' is empty; a plan needs one")
+    for place, stage in enumerate(plan.stages):
+        if not stage.layers:
+            raise Malformed(f"'stages[{place}].layers' is empty; a stage needs a layer")
+        if stage.tier not in plan.tiers:
+            raise Malformed(f"a stage runs on '{stage.tier}', which is not among its tiers {list(plan.tiers)}")
+    for place, crossing in enumerate(plan.crossings):
+        first, last = min(crossing.links, default=0), max(crossing.links, default=-1)
+        if crossing.links != tuple(range(first, last + 1)) or not 0 <= first <= last < len(plan.tiers) - 1:
+            links = f"links that follow each other, of the {len(plan.tiers) - 1} between its tiers"
+            raise Malformed(f"'crossings[{place}].links' is {list(crossing.links)}; it must be {links}")
+    unknown = sorted(set(plan.limits) - {spec.name for spec in fields(Cost)})
     if unknown:
-        raise PlanError(f"malformed plan: '{path}' has an unknown key '{unknown[0]}'")
-    return kind(**{key: convert[key](value) if key in convert else value for key, value in row.items()})
+        raise Malformed(f"'limits' has an unknown key '{unknown[0]}'")
+    if plan.certificate:
+        read(_Certificate, dict(plan.certificate), "certificate")

@@ -84,7 +84,9 @@ def _skeleton(graph: Graph) -> Profile:
     together = tuple((tuple(sorted(group.layers)), group.reason) for group in graph.together)
     sizes = dict.fromkeys(whole(graph).sizes, 1)
     empty = Packet(Kind.REQUEST, "0" * 32, sizes=sizes, meta={"left_s": 1.0})
-    return Profile(graph.name, graph.fingerprint, graph.stateful, layers, tensors, together, (), len(empty.pack()))
+    return Profile(
+        graph.name, graph.fingerprint, graph.stateful, layers, tensors, together, (), len(empty.pack()), exits=graph.exits
+    )  # fmt: skip
 
 
 def _peaks(graph: Graph) -> dict[str, int]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
 from cluster.presets import machine_preset
 from cluster.topology import TierSpec
 from splitinfer.errors import ProfileError
+from splitinfer.overlap import Piece
+from splitinfer.plans import INPUT
+from splitinfer.reading import document, text_of
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Measurement:
     """Layer -> interquartile range."""
     codec_s: Mapping[str, Mapping[str, tuple[float, float]]]
     """Tensor -> codec -> seconds to encode and to decode."""
+    pieces: Mapping[str, Mapping[str, tuple[Piece, ...]]] = field(default_factory=dict)
+    """Large tensor -> codec -> what each of its pieces takes, where it can be sent in pieces."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Profile:
     packet_nbytes: int
     """Bytes of a packet without tensors."""
     framework: Framework = Framework()
+    exits: tuple[str, ...] = ()
+    """Layers that are heads of early exits: a plan that does not use one leaves it out."""
 
     @property
     def codecs(self) -> tuple[str, ...]:
@@ -155,44 +161,34 @@ class Profile:
     @staticmethod
     def load(path: str | Path) -> Profile:
         """Read a profile's file. Raises ProfileError for one that is malformed."""
-        try:
-            return Profile.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProfileError(f"cannot read the profile {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
+        return Profile.from_json(text_of(path, "profile", ProfileError))
 
     @staticmethod
     def from_json(text: str) -> Profile:
-        """A profile from its file's text. Raises ProfileError for one that is malformed."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ProfileError(f"a profile is JSON: {error}") from error
-        if not isinstance(data, dict) or data.pop("version", None) != VERSION:
-            raise ProfileError(f"not a profile of version {VERSION}; make it again with 'splitinfer profile'")
-        try:
-            data["layers"] = tuple(LayerProfile(**row) for row in data["layers"])
-            data["tensors"] = tuple(
-                TensorProfile(**{**row, "consumers": tuple(row["consumers"]), "shape": tuple(row["shape"])}) for row in data["tensors"]
-            )
-            data["together"] = tuple((tuple(layers), reason) for layers, reason in data["together"])
-            data["measurements"] = tuple(_measurement(row) for row in data["measurements"])
-            data["framework"] = Framework(**data["framework"])
-            profile = Profile(**data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProfileError(f"malformed profile: {error}") from error
+        """A profile from its file's text. Raises ProfileError, which names the field, for one that is malformed."""
+        profile = document(Profile, text, "profile", (1, VERSION), ProfileError)
         profile.validate()
         return profile
 
     def validate(self) -> None:
-        """Raise ProfileError unless names agree and every number is finite and not negative."""
+        """Raise ProfileError unless names agree and no time is negative."""
         names = {layer.name for layer in self.layers}
+        if not names or not self.measurements:
+            raise ProfileError("malformed profile: it holds no layer or no measurement")
+        tied = {name for layers, _ in self.together for name in layers} | set(self.exits)
+        for name in tied.union(*({tensor.producer, *tensor.consumers} for tensor in self.tensors)) - {INPUT}:
+            if name not in names:
+                raise ProfileError(f"malformed profile: it speaks of a layer '{name}' and has none")
         for m in self.measurements:
-            if set(m.seconds) != names:
-                missing = sorted(names ^ set(m.seconds))[0]
+            unmeasured = [tensor.name for tensor in self.tensors if tensor.name not in m.codec_s]
+            if unmeasured:
+                raise ProfileError(f"malformed profile: {m.machine} measured no codec on '{unmeasured[0]}'")
+            if set(m.seconds) != names or set(m.spread_s) != names:
+                missing = sorted((names ^ set(m.seconds)) | (names ^ set(m.spread_s)))[0]
                 raise ProfileError(f"malformed profile: the times of {m.machine} and the layers differ in '{missing}'")
             pairs = [pair for rows in m.codec_s.values() for pair in rows.values()]
             numbers = [m.whole_s, m.wake_s, *m.seconds.values(), *(seconds for pair in pairs for seconds in pair)]
-            if not all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers):
+            if not all(0 <= number < float("inf") for number in numbers):
                 raise ProfileError(f"malformed profile: a time of {m.machine} is negative or not finite")
 
     def __str__(self) -> str:
@@ -212,14 +208,6 @@ class Profile:
         more = f"{len(self.layers)} layers; the {len(heaviest)} that take longest:"
         table = tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * 6))
         return "\n".join([f"{self.model}: {more}", "", table, "", *measured])
-
-
-def _measurement(row: dict[str, Any]) -> Measurement:
-    unknown = set(row) - {spec.name for spec in fields(Measurement)}
-    if unknown:
-        raise ProfileError(f"malformed profile: a measurement has an unknown key '{sorted(unknown)[0]}'")
-    pairs = {tensor: {codec: (pair[0], pair[1]) for codec, pair in codecs.items()} for tensor, codecs in row["codec_s"].items()}
-    return Measurement(**{**row, "codec_s": pairs})
 
 
 def _ms(seconds: float) -> str:

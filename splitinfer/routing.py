@@ -33,6 +33,12 @@ class Route:
     """Results that go back to the caller."""
     exits: tuple[PlannedExit, ...] = ()
     """Where the request may end before the stage does, in order."""
+    streams: tuple[str, ...] = ()
+    """Those of `sends` that go in pieces ahead of the packet."""
+    streamed: tuple[str, ...] = ()
+    """Those of `decodes` that come in pieces ahead of the packet."""
+    passes: tuple[str, ...] = ()
+    """Passed on to the next stage piece by piece as they come."""
 
 
 def routes(graph: Graph, plan: Plan) -> tuple[Route, list[Route]]:
@@ -43,6 +49,7 @@ def routes(graph: Graph, plan: Plan) -> tuple[Route, list[Route]]:
     sends: list[dict[str, str]] = [{} for _ in range(len(plan.stages) + 1)]
     forwards: list[list[str]] = [[] for _ in range(len(plan.stages) + 1)]
     decodes: list[list[str]] = [[] for _ in plan.stages]
+    pieces: list[set[str]] = [set() for _ in range(len(plan.stages) + 1)]  # what arrives at each stage in pieces
     for tensor in graph.tensors.values():
         born = stage_of[tensor.producer]
         home = tier[born] if born != SOURCE else 0
@@ -51,6 +58,8 @@ def routes(graph: Graph, plan: Plan) -> tuple[Route, list[Route]]:
         for stage in range(born, max(users, default=born)):
             # The boundary between `stage` and the next one.
             leaving = "raw" if tier[stage + 1] == home else plan.codec_of(tensor.name)
+            if tier[stage + 1] != home and stage != SOURCE and born != SOURCE and plan.streams(tensor.name):
+                pieces[stage + 1].add(tensor.name)
             if stage == born or leaving != arriving:
                 sends[stage + 1][tensor.name] = leaving
                 if stage != born and tensor.name not in decodes[stage]:
@@ -68,8 +77,11 @@ def routes(graph: Graph, plan: Plan) -> tuple[Route, list[Route]]:
     ]
     made = [
         Route(
-            tuple(decodes[index]), sends[index + 1], tuple(forwards[index + 1]), returned[index],
-            tuple(exit_ for exit_ in plan.exits if stage_of[exit_.layer] == index),
+            tuple(decodes[index]), sends[index + 1], tuple(name for name in forwards[index + 1] if name not in pieces[index + 1]),
+            returned[index], tuple(exit_ for exit_ in plan.exits if stage_of[exit_.layer] == index),
+            tuple(name for name in sends[index + 1] if name in pieces[index + 1]),
+            tuple(name for name in decodes[index] if name in pieces[index]),
+            tuple(name for name in forwards[index + 1] if name in pieces[index + 1]),
         )
         for index in range(len(plan.stages))
     ]  # fmt: skip

@@ -22,8 +22,10 @@ from tqdm import tqdm
 from splitinfer import codecs
 from splitinfer.codecs.packet import Frame
 from splitinfer.memory import keep_freed_memory
+from splitinfer.overlap import Piece, median_piece
 from splitinfer.profiles import Measurement
 from splitinfer.stages import Stage
+from splitinfer.streaming import pieces_of, timed_pieces
 
 _WARM_UP = 3
 _PAUSE_S = 0.1  # requests over a slow link come that far apart; a longer pause was measured to change little
@@ -76,7 +78,8 @@ def measure(
     scale = whole_s / (sum(medians.values()) or 1.0)
     seconds = {name: scale * median for name, median in medians.items()}
     spread = {name: _interquartile(times) for name, times in laps.layers.items()}
-    measured = Measurement(tier, _machine(), device, threads, whole_s, wake_s, seconds, spread, probe.corrected(passes.seconds()))
+    codec_s = probe.corrected(passes.seconds())
+    measured = Measurement(tier, _machine(), device, threads, whole_s, wake_s, seconds, spread, codec_s, passes.in_pieces())
     return measured, passes.sent
 
 
@@ -216,6 +219,7 @@ class _CodecPasses:
         self.module, self.arguments, self.names = stage.module, arguments, names
         self.sent: dict[str, dict[str, int]] = {name: {} for name in crossing}
         self.times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        self.pieces: dict[tuple[str, str], list[tuple[Piece, ...]]] = {}
         self.kept: dict[int, tuple[str, Tensor]] = {}
 
     def once(self) -> None:
@@ -230,6 +234,8 @@ class _CodecPasses:
         for codec in self.names:
             pair, self.sent[name][codec] = _codec(name, tensor, codec)
             self.times.setdefault((name, codec), []).append(pair)
+            if codecs.get(codec).divisible and len(pieces_of(tensor)[1]) > 1:
+                self.pieces.setdefault((name, codec), []).append(timed_pieces(name, tensor, codec))
 
     def typical(self) -> tuple[str, Tensor]:
         """A tensor of the middle size, by name."""
@@ -241,6 +247,14 @@ class _CodecPasses:
         found: CodecTimes = {}
         for (name, codec), pairs in self.times.items():
             found.setdefault(name, {})[codec] = (statistics.median(e for e, _ in pairs), statistics.median(d for _, d in pairs))
+        return found
+
+
+    def in_pieces(self) -> dict[str, dict[str, tuple[Piece, ...]]]:
+        """Medians over the passes, of what has more than one piece."""
+        found: dict[str, dict[str, tuple[Piece, ...]]] = {}
+        for (name, codec), runs in self.pieces.items():
+            found.setdefault(name, {})[codec] = median_piece(runs)
         return found
 
 

@@ -81,6 +81,20 @@ def verify_all_cuts(graph: Graph, model: nn.Module, *, progress: bool = False) -
     return Verdict(all(v.exact for v in verdicts), 2, worst, sum(v.calls for v in verdicts), "; ".join(sorted(notes)))
 
 
+def as_module(graph: Graph) -> nn.Module:
+    """The graph in one piece as a module: what to compare with where learned layers make it more than the user's own."""
+    return _Whole(Pipeline.local(graph, Plan.by_hand(graph, [list(graph.layers)])))
+
+
+class _Whole(nn.Module):
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.pipeline(*args, **kwargs)
+
+
 def _known_reason(model: nn.Module, plan: Plan) -> str:
     lossy = sorted({crossing.codec for crossing in plan.crossings if not codecs.get(crossing.codec).lossless})
     if lossy:

@@ -108,6 +108,69 @@ class StackedLSTM(nn.Module):
         return answer
 
 
+class VGG16(nn.Module):
+    """VGG-16: thirteen 3x3 convolutions in five groups, and three linear layers. (batch, 3, 224, 224) -> (batch, 1000).
+
+    `width` scales the channels (1 is the published 64 to 512), `size` is that of the image.
+    """
+
+    def __init__(self, width: float = 1.0, size: int = 224, labels: int = 1000) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for count, wide in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+            for _ in range(count):
+                layers += [nn.Conv2d(channels, int(wide * width), 3, padding=1), nn.ReLU(inplace=True)]
+                channels = int(wide * width)
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        hidden = int(4096 * width)
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * (size // 32) ** 2, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Dropout(), nn.Linear(hidden, labels),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+class InceptionLike(nn.Module):
+    """Branches of unequal kernels that are concatenated, as in Inception: 1x1, 5x5, two 3x3, 1x7 and 7x1, pooling.
+
+    (batch, 3, height, width) -> (batch, 10), any height and width from 19.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, 16, 3, stride=2), _conv(16, 24, 3, padding=1), nn.MaxPool2d(3, 2, ceil_mode=True))
+        self.branches = nn.ModuleList([
+            _conv(24, 16, 1),
+            nn.Sequential(_conv(24, 12, 1), _conv(12, 16, 5, padding=2)),
+            nn.Sequential(_conv(24, 16, 1), _conv(16, 24, 3, padding=1), _conv(24, 24, 3, padding=2, dilation=2)),
+            nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), _conv(24, 8, 1)),
+        ])  # fmt: skip
+        self.wide = nn.Sequential(_conv(64, 32, (1, 7), padding=(0, 3)), _conv(32, 32, (7, 1), padding=(3, 0)))
+        self.reduce, self.pool = _conv(96, 48, 3, stride=2), nn.MaxPool2d(3, 2)
+        self.head = nn.Linear(144, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = self.stem(images)
+        mixed = torch.cat([branch(seen) for branch in self.branches], 1)
+        wide = torch.cat([mixed, self.wide(mixed)], 1)
+        small = torch.cat([self.reduce(wide), self.pool(wide)], 1)
+        logits: Tensor = self.head(small.mean((2, 3)))
+        return logits
+
+
+def _conv(channels: int, filters: int, size: int | tuple[int, int], **settings: Any) -> nn.Module:
+    """Convolution, batch norm with statistics that are not trivial, and ReLU."""
+    norm = nn.BatchNorm2d(filters)
+    nn.init.uniform_(norm.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv2d(channels, filters, size, bias=False, **settings), norm, nn.ReLU())
+
+
 def _image(size: int = 224, batch: int = 1) -> Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -149,6 +212,24 @@ def mobilenet_v2() -> Sample:
     """MobileNetV2 at full size, 224x224."""
     model = _family("MobileNetV2Config", "MobileNetV2ForImageClassification", num_labels=1000)
     return model, (), {"pixel_values": _image()}
+
+
+def vgg16() -> Sample:
+    """VGG-16 at full size, 224x224: 138 million weights."""
+    torch.manual_seed(0)
+    return VGG16().eval(), (_image(),), {}
+
+
+def vgg16_small() -> Sample:
+    """VGG-16 with an eighth of the channels, 64x64."""
+    torch.manual_seed(0)
+    return VGG16(0.125, 64, 100).eval(), (_image(64),), {}
+
+
+def inception() -> Sample:
+    """An Inception-like network on one 75x75 image."""
+    torch.manual_seed(0)
+    return InceptionLike().eval(), (_image(75),), {}
 
 
 _RESNET18: Mapping[str, Any] = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}

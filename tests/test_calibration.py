@@ -209,14 +209,25 @@ class TestFiles:
         assert Calibration.from_json(table.to_json()) == table
         assert "median accuracy drop" in str(table)
 
+    def test_odd_tables_print_too(self, table):
+        """A codec that sends nothing divided by zero."""
+        tensor, row = next(iter(table.rows.items()))
+        nothing = replace(table, rows={tensor: {**row, "int8": replace(row["int8"], nbytes=0)}})
+        for odd in (nothing, replace(table, rows={}), replace(table, rows={tensor: {}})):
+            assert Calibration.from_json(odd.to_json()) == odd
+            assert str(odd).startswith("DigitsCNN: ")
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             (lambda d: d.update(version=7), "not a calibration of version 1"),
             (lambda d: d.pop("rows"), "malformed calibration"),
-            (lambda d: next(iter(d["rows"].values()))["int8"].update(drop=-1), "drop is -1"),
-            (lambda d: next(iter(d["rows"].values()))["int8"].update(nbytes="1"), "nbytes is '1'"),
-            (lambda d: next(iter(d["rows"].values()))["int8"].update(colour=1), "malformed calibration"),
+            (lambda d: next(iter(d["rows"].values()))["int8"].update(drop=-1), r"int8\.drop' is -1; it must be zero or more"),
+            (lambda d: next(iter(d["rows"].values()))["int8"].update(nbytes="1"), r"int8\.nbytes' is '1'; it must be a finite number"),
+            (lambda d: next(iter(d["rows"].values()))["int8"].update(colour=1), "has an unknown key 'colour'"),
+            (lambda d: d.update(lossless="raw"), "'lossless' is 'raw'; it must be a list"),
+            (lambda d: d.update(samples="30"), "'samples' is '30'; it must be a whole number"),
+            (lambda d: d.update(fingerprint=None), "'fingerprint' is None; it must be text"),
         ],
     )
     def test_malformed(self, table, change, message):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -388,6 +389,35 @@ def test_unknown_wishes_are_refused():
     with pytest.raises(PlanError, match="codec 'int3' is not there to choose; measured are raw, int8"):
         plan(CHAIN, SLOW_LINK, codecs=["raw", "int3"])
 
+    with pytest.raises(PlanError, match="codec 'int3' is not there to choose"):
+        problems(CHAIN, SLOW_LINK, codecs=["int3"])
+    with pytest.raises(PlanError, match="codec 'int3' is not there to choose"):
+        baseline_plans(CHAIN, SLOW_LINK, ["int3"])
+    for limit in (-1, float("nan"), float("inf")):
+        with pytest.raises(PlanError, match=r"cannot plan within latency = .*; a limit is a finite number, zero or more"):
+            plan(CHAIN, SLOW_LINK, within={"latency": limit}, codecs=["raw"])
+    for wish in (1.5, True):
+        with pytest.raises(PlanError, match=r"cannot keep .* layers on the device; give a whole number or a layer's name"):
+            plan(CHAIN, SLOW_LINK, keep_on_device=wish, codecs=["raw"])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_plan_with_one_odd_value_is_refused_or_can_be_used(data):
+    """Values of the wrong type once came in by the file and crashed the printing."""
+    made = json.loads(plan(CHAIN, SLOW_LINK, codecs=["raw"]).to_json())
+    node = made
+    while isinstance(node, dict | list) and node:
+        holder, key = node, data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        node = holder[key]
+        if data.draw(st.booleans()):
+            break
+    holder[key] = data.draw(st.sampled_from([None, True, -1, 10**400, float("nan"), "x", [], ["x"], {}, {"x": 1}]))
+    with suppress(PlanError):
+        read = Plan.from_json(json.dumps(made))
+        assert str(read)
+        assert Plan.from_json(read.to_json()) == read
+
 
 def test_a_partitioner_of_ones_own():
     def last(problem):
@@ -435,11 +465,30 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda d: d.update(version=7), "not a plan of version 1 to 2"),
-            (lambda d: d.pop("stages"), "malformed plan: 'stages'"),
-            (lambda d: d["stages"][0].update(colour="red"), "'stages' has an unknown key 'colour'"),
+            (lambda d: d.update(version=7), "not a plan of version 1 to"),
+            (lambda d: d.pop("stages"), "malformed plan: 'stages' is missing"),
+            (lambda d: d["stages"][0].update(colour="red"), r"'stages\[0\]' has an unknown key 'colour'"),
             (lambda d: d["stages"][0].update(tier="moon"), "a stage runs on 'moon'"),
-            (lambda d: d["crossings"][0].pop("codec"), "malformed plan"),
+            (lambda d: d["crossings"][0].pop("codec"), r"'crossings\[0\]\.codec' is missing"),
+            (lambda d: d["stages"][0].update(layers=[]), r"'stages\[0\]\.layers' is empty"),
+            (lambda d: d["stages"][0].update(layers="ab"), r"'stages\[0\]\.layers' is 'ab'; it must be a list"),
+            (lambda d: d["stages"][0].update(seconds="1"), r"'stages\[0\]\.seconds' is '1'; it must be a finite number"),
+            (lambda d: d["stages"][0].update(weight_nbytes=10**400), r"'stages\[0\]\.weight_nbytes' is 1000"),
+            (lambda d: d.update(stages=[]), "'stages' is empty"),
+            (lambda d: d["crossings"][0].update(links="0"), r"'crossings\[0\]\.links' is '0'; it must be a list"),
+            (lambda d: d["crossings"][0].update(links=["0"]), r"'crossings\[0\]\.links\[0\]' is '0'; it must be a whole number"),
+            (lambda d: d["crossings"][0].update(links=[]), r"'crossings\[0\]\.links' is \[\]"),
+            (lambda d: d["crossings"][0].update(links=[1]), r"'crossings\[0\]\.links' is \[1\]; it must be links that follow each other"),
+            (lambda d: d["cost"].update(latency_s=float("nan")), "'cost.latency_s' is nan; it must be a finite number"),
+            (lambda d: d.update(cost=[1]), r"'cost' is \[1\]; it must be an object"),
+            (lambda d: d["baselines"][0]["cost"].update(wire_s=None), r"'baselines\[0\]\.cost\.wire_s' is None"),
+            (lambda d: d["certificate"].pop("status"), "'certificate.status' is missing"),
+            (lambda d: d["certificate"].update(bound="low"), "'certificate.bound' is 'low'"),
+            (lambda d: d.update(stateful="no"), "'stateful' is 'no'; it must be true or false"),
+            (lambda d: d.update(kept_layers=True), "'kept_layers' is True; it must be a whole number"),
+            (lambda d: d.update(limits={"speed": 1.0}), "'limits' has an unknown key 'speed'"),
+            (lambda d: d.update(times_from={"t0": 3}), "'times_from.t0' is 3; it must be text"),
+            (lambda d: d.update(version=True), "not a plan of version"),
         ],
     )
     def test_malformed_plans(self, change, message):
@@ -451,10 +500,16 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda d: d.update(version=2), "not a profile of version 1"),
+            (lambda d: d.update(version=7), "not a profile of version 1"),
             (lambda d: d["measurements"][0]["seconds"].pop("b"), "differ in 'b'"),
             (lambda d: d["measurements"][0]["seconds"].update(b=-1.0), "negative or not finite"),
-            (lambda d: d.pop("tensors"), "malformed profile"),
+            (lambda d: d.pop("tensors"), "malformed profile: 'tensors' is missing"),
+            (lambda d: d.update(measurements=[]), "it holds no layer or no measurement"),
+            (lambda d: d["measurements"][0]["spread_s"].pop("b"), "differ in 'b'"),
+            (lambda d: d["measurements"][0]["codec_s"].pop("x"), "measured no codec on 'x'"),
+            (lambda d: d["measurements"][0]["codec_s"]["x"].update(raw=[1.0]), r"codec_s\.x\.raw' is \[1\.0\]; it must be a list of 2"),
+            (lambda d: d["tensors"][0].update(consumers=["q"]), "speaks of a layer 'q' and has none"),
+            (lambda d: d["layers"][0].update(flops="many"), r"'layers\[0\]\.flops' is 'many'; it must be a whole number"),
         ],
     )
     def test_malformed_profiles(self, change, message):

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import odd_models
 import psutil
@@ -14,10 +15,12 @@ from torch import nn
 
 from cluster.launch import TIER_LABEL, LocalCluster
 from cluster.topology import Topology
-from splitinfer import capture, deploy, plan, profile, zoo
+from splitinfer import Pipeline, capture, deploy, plan, profile, zoo
 from splitinfer.codecs.packet import Kind, Packet
 from splitinfer.errors import DeployError, InputError, PlanError, RequestTimeout, StageError
-from splitinfer.plans import Plan
+from splitinfer.plans import Plan, PlannedBlock
+from splitinfer.routing import routes
+from splitinfer.shards import apportion, plan_blocks, units
 from splitinfer.verify import balanced_stages, compare
 
 TIERS = ("device", "edge", "cloud")
@@ -55,6 +58,105 @@ def leaves(result):
 
 def in_three(graph):
     return Plan.by_hand(graph, balanced_stages(graph, 3), TIERS)
+
+
+class TestPieces:
+    """Large tensors in pieces: the same answers, in one process and on Ray, also past a tier that only hands them on."""
+
+    @pytest.fixture
+    def planned(self):
+        model, args, kwargs = zoo.resnet18()
+        graph = capture(model, args, kwargs)
+        layers = list(graph.layers)
+        places = [index for index, cut in enumerate(graph.cuts()) if cut.possible]
+        first, second = places[4], places[5]
+        stages = [layers[: first + 1], layers[first + 1 : second + 1], layers[second + 1 :]]
+        plan = Plan.by_hand(graph, stages, TIERS, dict.fromkeys(graph.tensors, "int8"))
+        return graph, replace(plan, crossings=tuple(replace(crossing, streamed=True) for crossing in plan.crossings))
+
+    def test_answers_equal_those_of_one_process(self, cluster, planned):
+        graph, plan = planned
+        local, expected = Pipeline.local(graph, plan).traced(*graph.example[0], **graph.example[1])
+        with deploy(graph, plan, TOPOLOGY, cluster=cluster) as pipeline:
+            futures = [pipeline.start(*graph.example[0], **graph.example[1]) for _ in range(4)]
+            for answer, trace in (future.result() for future in futures):
+                assert compare(leaves(local), leaves(answer)) == (0.0, True)
+                assert abs(trace.nbytes() - expected.nbytes()) < 500  # headers hold numbers of other lengths
+                assert trace.seconds("transfer") > 0
+                assert trace.framework_s > 0  # what overlaps is counted once
+        assert [name for route in routes(graph, plan)[1] for name in route.passes]  # a shortcut passes the second tier by
+
+
+class TestGroups:
+    """Layers that several machines share: the same answers as in one process, also when machines are lost on the way."""
+
+    TOPOLOGY = Topology.loads("""
+version: 2
+tiers:
+  - name: device
+    compute: {factor: 1}
+    peers:
+      - {name: tablet, compute: {factor: 1}, up: 100 Mbps, latency: 1 ms}
+      - {name: watch, compute: {factor: 1.5}, up: 40 Mbps, down: 80 Mbps, latency: 2 ms}
+      - {tier: cloud}
+  - {name: cloud, compute: {factor: 1}}
+links:
+  - {between: [device, cloud], up: 50 Mbps, latency: 2 ms}
+""")
+
+    def planned(self, shares):
+        model, args, kwargs = zoo.mobilenet_v2()
+        graph = capture(model, args, kwargs)
+        layers = list(graph.layers)
+        block = next(block for block in plan_blocks(graph, "rows").blocks if len(block.layers) > 10)
+        shared = block.layers[:12]
+        cut = layers.index(shared[-1]) + 1
+        plan = Plan.by_hand(graph, [layers[:cut], layers[cut:]], ("device", "cloud"))
+        names = ("device", "tablet", "watch", "cloud")[: len(shares)]
+        block = PlannedBlock(shared, "rows", apportion(units(graph, shared, "rows"), shares), names)
+        return graph, replace(plan, stages=(replace(plan.stages[0], blocks=(block,)), plan.stages[1]))
+
+    @pytest.mark.parametrize("shares", [(2, 1), (3, 2, 1, 2), (0, 1, 1)])
+    def test_answers_equal_those_of_one_process(self, cluster, shares):
+        graph, plan = self.planned(shares)
+        assert Plan.from_json(plan.to_json()) == plan
+        expected = Pipeline.local(graph, plan)(*graph.example[0], **graph.example[1])
+        with deploy(graph, plan, self.TOPOLOGY, cluster=cluster) as pipeline:
+            for answer, trace in (pipeline.traced(*graph.example[0], **graph.example[1]) for _ in range(2)):
+                assert compare(leaves(expected), leaves(answer)) == (0.0, True)
+                assert trace.seconds("exchange") > 0
+            assert sorted(pipeline.groups[0].used) == [place for place, share in enumerate(shares) if share and place]
+
+    def test_the_share_of_a_killed_worker_goes_to_the_others(self, cluster):
+        graph, plan = self.planned((2, 1, 1))
+        args, kwargs = graph.example
+        expected = Pipeline.local(graph, plan)(*args, **kwargs)
+        with deploy(graph, plan, self.TOPOLOGY, cluster=cluster) as pipeline:
+            pipeline(*args, **kwargs)
+            (group,) = pipeline.groups.values()
+            for left in (1, 0):  # one worker is killed, then the other: the tier's own machine answers alone
+                victim = ray.get(group.workers[max(group.workers)].pid.remote())
+                futures = [pipeline.submit(*args, **kwargs) for _ in range(4)]
+                os.kill(victim, signal.SIGKILL)
+                futures += [pipeline.submit(*args, **kwargs) for _ in range(2)]
+                for future in futures:
+                    assert compare(leaves(expected), leaves(future.result()))[0] < 1e-4
+                assert len(group.workers) == left
+            assert group.planned.blocks[0].shares[1:] == (0, 0)
+
+    def test_a_plan_for_other_machines_is_refused(self, cluster):
+        graph, plan = self.planned((2, 1))
+        block = replace(plan.stages[0].blocks[0], workers=("device", "toaster"))
+        other = replace(plan, stages=(replace(plan.stages[0], blocks=(block,)), plan.stages[1]))
+        with pytest.raises(PlanError, match=r"toaster.*gives 'device' the machines"):
+            deploy(graph, other, self.TOPOLOGY, cluster=cluster)
+
+    def test_a_worker_without_memory_for_its_share_is_refused(self, cluster):
+        graph, plan = self.planned((2, 1))
+        data = self.TOPOLOGY.to_dict()
+        data["tiers"][0]["peers"][0]["memory_bytes"] = 1000
+        with pytest.raises(DeployError, match=r"'tablet' would hold .* and allows 1000 B"):
+            deploy(graph, plan, Topology.from_dict(data), cluster=cluster)
 
 
 class TestAnswers:

@@ -39,6 +39,8 @@ class Codec(ABC):
     codec_id: ClassVar[int]
     """The codec's number on the wire; never reused."""
     lossless: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True
+    """Whether parts of a tensor, encoded one by one, are as good as the whole."""
 
     @abstractmethod
     def encode_chunks(self, tensor: Tensor) -> Iterator[Buffer]:

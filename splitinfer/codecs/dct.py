@@ -49,6 +49,7 @@ class Dct(Lossy):
     """
 
     codec_id: ClassVar[int] = 9
+    divisible: ClassVar[bool] = False
     modes: ClassVar[int] = MODES
 
     def __init__(self, quality: int, *, level: int = LEVEL) -> None:

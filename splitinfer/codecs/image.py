@@ -37,6 +37,7 @@ class Uint8(Lossy):
     """
 
     codec_id: ClassVar[int] = 8
+    divisible: ClassVar[bool] = False
     modes: ClassVar[int] = 2
 
     def __init__(self, level: int = LEVEL) -> None:

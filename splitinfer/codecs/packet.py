@@ -5,7 +5,7 @@
     offset  size  field
     0       4     magic "SPLI"
     4       1     version, 1
-    5       1     kind: 1 request, 2 response, 3 error, 4 stage
+    5       1     kind: 1 request, 2 response, 3 error, 4 stage, 5 piece, 6 shard
     6       2     reserved, 0
     8       4     header bytes, before padding
     12      8     payload bytes
@@ -49,6 +49,10 @@ class Kind(IntEnum):
     RESPONSE = 2
     ERROR = 3
     STAGE = 4
+    PIECE = 5
+    """Of one large tensor of a request that follows."""
+    SHARD = 6
+    """Between the workers of a block that is divided."""
 
 
 _KINDS = frozenset(map(int, Kind))

@@ -34,6 +34,7 @@ class TopK(Lossy):
     """
 
     codec_id: ClassVar[int] = 7
+    divisible: ClassVar[bool] = False
     modes: ClassVar[int] = MODES
 
     def __init__(self, share: float, text: str, form: str = "", *, level: int = LEVEL) -> None:

@@ -3,7 +3,7 @@
 Each imports what it needs when it runs, so that ``--help`` loads nothing.
 """
 
-from splitinfer.commands import calibrate, demo, plan, profile, run, verify
+from splitinfer.commands import calibrate, demo, learn, plan, profile, run, simulate, testbed, verify
 
-COMMANDS = (demo, profile, calibrate, plan, run, verify)
+COMMANDS = (demo, learn, profile, calibrate, plan, simulate, run, testbed, verify)
 """In the order in which ``--help`` lists them."""

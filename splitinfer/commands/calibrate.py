@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from splitinfer.commands.common import (
-    captured,
+    captured_with_learned,
     command,
+    learned_argument,
     model_arguments,
     positive,
     registered,
@@ -24,6 +25,7 @@ def add(table: Any) -> None:
     """Declare the command."""
     added = command(table, "calibrate", run, "measure on samples what each codec does to the model's answers")
     model_arguments(added)
+    learned_argument(added)
     sample_arguments(added, required=True)
     added.add_argument("--profile", type=Path, metavar="JSON", help="keep the codec times of this profile")
     added.add_argument("--codecs", help="codecs to try (default: from lossless to 2 bits, and codecs for images on images)")
@@ -41,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
     profile = Profile.load(options.profile) if options.profile else None
     samples, labels = load_samples(options.samples)
     made = calibrate(
-        captured(options)[1], samples, profile, labels=labels, codec_names=names, metric=options.metric or "auto", budget_s=options.budget,
-        progress=watched(options),
+        captured_with_learned(options)[1], samples, profile, labels=labels, codec_names=names, metric=options.metric or "auto",
+        budget_s=options.budget, progress=watched(options),
     )  # fmt: skip
     save(made.to_json(), options.output)
     show(made, options)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cluster.topology import Topology
     from splitinfer.graph import Graph
+    from splitinfer.learn.learned import Learned
     from splitinfer.models import Model
+    from splitinfer.plans import Plan
     from splitinfer.profiles import Profile
 
 MODEL_HELP = "package.module:factory or path/file.py:factory; the factory takes no arguments and returns (model, args, kwargs)"
@@ -34,12 +36,22 @@ def model_arguments(command: argparse.ArgumentParser, optional: bool = False) ->
     command.add_argument("--trust-code", action="store_true", help="load a .pt2 file, which can run any code it holds")
 
 
+def learned_argument(command: argparse.ArgumentParser, text: str = "what 'splitinfer learn' wrote, for this model") -> None:
+    """The file of learned parts."""
+    command.add_argument("--learned", type=Path, metavar="FILE", help=text)
+
+
 def sample_arguments(command: argparse.ArgumentParser, required: bool = False) -> None:
     """Samples and the metric that judges answers to them."""
+    sample_argument(command, required)
+    command.add_argument("--metric", help="auto, top1, kl or relative; with labels the accuracy counts")
+
+
+def sample_argument(command: argparse.ArgumentParser, required: bool = False) -> None:
+    """Samples, with or without labels."""
     command.add_argument(
         "--samples", required=required, metavar="SAMPLES", help="factory, as for MODEL, of a list of samples or of (samples, labels)"
     )
-    command.add_argument("--metric", help="auto, top1, kl or relative; with labels the accuracy counts")
 
 
 def share(text: str) -> float:
@@ -65,6 +77,22 @@ def captured(options: argparse.Namespace) -> tuple[Model, Graph]:
 
     model = load_model(options.model, trust_code=options.trust_code)
     return model, capture(model.module, model.args, model.kwargs, "batch" if options.dynamic_batch else None)
+
+
+def learned_file(options: argparse.Namespace) -> Learned | None:
+    """What ``--learned`` names, or None."""
+    if options.learned is None:
+        return None
+    from splitinfer.learn.learned import Learned
+
+    return Learned.load(options.learned)
+
+
+def captured_with_learned(options: argparse.Namespace, plan: Plan | None = None) -> tuple[Model, Graph]:
+    """The model and its graph with all that was learned, or as far as a plan uses it."""
+    learned = learned_file(options)
+    model, graph = captured(options)
+    return model, learned.apply(graph, plan) if learned else graph
 
 
 def named_topology(options: argparse.Namespace) -> Topology | None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from splitinfer.commands.common import (
     captured,
     command,
+    learned_argument,
+    learned_file,
     measured,
     model_arguments,
     named_topology,
@@ -21,7 +23,12 @@ from splitinfer.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from cluster.topology import Topology
     from splitinfer.calibrations import Calibration
+    from splitinfer.graph import Graph
+    from splitinfer.learn.learned import Learned
+    from splitinfer.plans import Plan
+    from splitinfer.profiles import Profile
 
 
 def add(table: Any) -> None:
@@ -35,8 +42,10 @@ def add(table: Any) -> None:
     added.add_argument("--keep-on-device", default=0, metavar="N|LAYER", help="the input and all made before layer N stay on the device")
     added.add_argument("--codecs", help="codecs that a cut may use (default raw,zstd; with --calibration all that were tried)")
     added.add_argument("--calibration", type=Path, metavar="JSON", help="what each codec loses, from 'splitinfer calibrate'")
-    added.add_argument("--max-accuracy-drop", type=share, metavar="SHARE", help="what all codecs together may lose: 0.5%%")
+    text = "what codecs, exits and bottlenecks may lose together: 0.5%%; measured if there are --samples"
+    added.add_argument("--max-accuracy-drop", type=share, metavar="SHARE", help=text)
     sample_arguments(added)
+    learned_argument(added)
     added.add_argument("--strategy", default="auto", help="auto (default), or another name of partitioners.STRATEGIES")
     added.add_argument("-o", "--output", type=Path, metavar="JSON", help="write the plan here")
 
@@ -44,48 +53,85 @@ def add(table: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Choose where each layer runs, and with which codecs."""
     from splitinfer.calibrations import Calibration
-    from splitinfer.errors import UsageError
-    from splitinfer.planner import check_wishes, plan
+    from splitinfer.planner import check_wishes
     from splitinfer.profiles import Profile
 
     topology = named_topology(options)
     assert topology is not None  # argparse requires it
+    _check(options)
     calibration = Calibration.load(options.calibration) if options.calibration else None
     names = split_names(options.codecs) or (list(_tried(calibration)) if calibration else ["raw", "zstd"])
-    within = dict(_limit(text) for text in options.within)
+    within = _limits(options.within)
     profile = Profile.load(options.profile) if options.profile else None
-    if profile is None and options.model is None:
-        raise UsageError("name a MODEL to measure, or give --profile")
     if profile is None:
         names = registered(names)
     # Before measuring, which takes a while.
     known = [*(profile.codecs if profile else names), *(_tried(calibration) if calibration else ())]
     check_wishes(options.objective, names, options.strategy, known, within)
+    learned = learned_file(options)
     graph = None if options.model is None else captured(options)[1]
     if profile is None:
-        assert graph is not None
+        assert graph is not None  # `_check` saw to it
         # An emulated topology can be measured as it will run; on real nodes that is what 'splitinfer profile' is for.
-        profile = measured(graph, topology if topology.emulated else None, options, names)
-    wishes = {"within": within, "keep_on_device": options.keep_on_device, "strategy": options.strategy}
-    if options.samples is None or calibration is None or options.max_accuracy_drop is None:
-        made = plan(profile, topology, options.objective, names, calibration=calibration,
-                    max_accuracy_drop=options.max_accuracy_drop, **wishes)  # fmt: skip
-    else:
-        from splitinfer.learn.accuracy import accurate_plan
-        from splitinfer.models import load_samples
-
-        if graph is None:
-            raise UsageError("to measure the accuracy of the plan, name the MODEL too")
-        samples, labels = load_samples(options.samples)
-        made = accurate_plan(graph, samples, profile, topology, calibration, max_accuracy_drop=options.max_accuracy_drop, labels=labels,
-                             metric=options.metric, objective=options.objective, codecs=names, **wishes)  # fmt: skip
+        profile = measured(learned.apply(graph) if learned else graph, topology if topology.emulated else None, options, names)
+    made = _planned(options, graph, learned, profile, topology, calibration, {"codecs": names, "within": within})
     save(made.to_json(), options.output)
     show(made, options)
     return 0
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot work, or would be ignored, before anything is loaded."""
+    from splitinfer.errors import UsageError
+
+    if options.profile is None and options.model is None:
+        raise UsageError("name a MODEL to measure, or give --profile")
+    if options.model is None and (options.samples or options.learned):
+        raise UsageError("to measure the accuracy of the plan, or to plan with --learned, name the MODEL too")
+    if options.samples and options.max_accuracy_drop is None:
+        raise UsageError("--samples measure what a plan loses; say how much it may, with --max-accuracy-drop 0.5% for example")
+    if options.metric and not options.samples:
+        raise UsageError(f"--metric {options.metric} judges the answers to samples; give --samples too")
+
+
+def _planned(
+    options: argparse.Namespace, graph: Graph | None, learned: Learned | None, profile: Profile, topology: Topology,
+    calibration: Calibration | None, wishes: dict[str, Any],
+) -> Plan:  # fmt: skip
+    """The plan: measured on samples, with what was learned, or from the profile alone."""
+    wishes |= {"objective": options.objective, "keep_on_device": options.keep_on_device, "strategy": options.strategy}
+    wishes |= {"calibration": calibration, "max_accuracy_drop": options.max_accuracy_drop}
+    if options.samples:
+        from splitinfer.learn.accuracy import accurate_plan
+        from splitinfer.models import load_samples
+
+        assert graph is not None  # `_check` saw to it
+        samples, labels = load_samples(options.samples)
+        return accurate_plan(graph, samples, profile, topology, labels=labels, metric=options.metric, learned=learned, **wishes)
+    if learned:
+        from splitinfer.learn.variants import learned_plan
+
+        assert graph is not None
+        return learned_plan(graph, learned, profile, topology, **wishes)
+    from splitinfer.planner import plan
+
+    return plan(profile, topology, **wishes)
+
+
 def _tried(calibration: Calibration) -> list[str]:
     return list(dict.fromkeys(name for row in calibration.rows.values() for name in row))
+
+
+def _limits(texts: list[str]) -> dict[str, float]:
+    """Name -> number in the SI unit; each cost once."""
+    from splitinfer.errors import UsageError
+
+    found: dict[str, float] = {}
+    for name, number in map(_limit, texts):
+        if name in found:
+            raise UsageError(f"--within {name} is given twice, {found[name]:g} and {number:g}; keep one")
+        found[name] = number
+    return found
 
 
 def _limit(text: str) -> tuple[str, float]:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitinfer.commands.common import captured, command, emit, model_arguments, named_topology, positive, watched
+from splitinfer.commands.common import (
+    captured_with_learned,
+    command,
+    emit,
+    learned_argument,
+    model_arguments,
+    named_topology,
+    positive,
+    save,
+    watched,
+)
 
 if TYPE_CHECKING:
     from cluster.topology import Topology
@@ -17,21 +28,26 @@ def add(table: Any) -> None:
     """Declare the command."""
     added = command(table, "run", run, "run a plan on Ray, on this machine")
     model_arguments(added)
+    learned_argument(added)
     added.add_argument("--plan", type=Path, required=True, metavar="JSON")
     added.add_argument("--topology", type=Path, metavar="YAML", help="other tiers and links than those that the plan was made for")
     added.add_argument("--requests", type=positive, default=10, help="requests with the sample input (default 10)")
     added.add_argument("--in-flight", type=positive, default=1, help="requests under way at once (default 1)")
+    added.add_argument("--trace", type=Path, metavar="JSON", help="write when what ran where, for chrome://tracing and ui.perfetto.dev")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run a plan on Ray."""
     from splitinfer.plans import Plan
     from splitinfer.runtime.serve import run_requests
+    from splitinfer.tracing import chrome_trace
 
     plan = Plan.load(options.plan)
     topology = named_topology(options) or _planned_topology(plan)
-    graph = captured(options)[1]
+    graph = captured_with_learned(options, plan)[1]
     report = run_requests(graph, plan, topology, options.requests, options.in_flight, progress=watched(options))
+    if options.trace:
+        save(json.dumps(chrome_trace(report.traces)), options.trace)
     emit(report.to_dict()) if options.json else print(report)
     return 0
 

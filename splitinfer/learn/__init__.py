@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from splitinfer.learn.exits import ExitHead as ExitHead
     from splitinfer.learn.exits import apply_exits as apply_exits
     from splitinfer.learn.heads import train_exit as train_exit
+    from splitinfer.learn.learned import Learned as Learned
     from splitinfer.learn.thresholds import Choice as Choice
     from splitinfer.learn.thresholds import Recorded as Recorded
     from splitinfer.learn.thresholds import choose_thresholds as choose_thresholds
     from splitinfer.learn.thresholds import record_exits as record_exits
+    from splitinfer.learn.variants import learned_plan as learned_plan
 
 _HOMES = {
     "accurate_plan": "accuracy",
@@ -27,6 +29,8 @@ _HOMES = {
     "ExitHead": "exits",
     "apply_exits": "exits",
     "train_exit": "heads",
+    "Learned": "learned",
+    "learned_plan": "variants",
     "Choice": "thresholds",
     "Recorded": "thresholds",
     "choose_thresholds": "thresholds",
@@ -34,8 +38,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Bottleneck", "Choice", "ExitHead", "Recorded", "accurate_plan", "apply_exits", "choose_thresholds", "record_exits",
-    "train_bottleneck", "train_exit",
+    "Bottleneck", "Choice", "ExitHead", "Learned", "Recorded", "accurate_plan", "apply_exits", "choose_thresholds", "learned_plan",
+    "record_exits", "train_bottleneck", "train_exit",
 ]  # fmt: skip
 
 

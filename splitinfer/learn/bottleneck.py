@@ -111,13 +111,22 @@ class Bottleneck:
 
     def save(self, path: str | Path) -> None:
         """Write the bottleneck's file (docs/learned-compression.md)."""
+        files.save(self.pack(), path)
+
+    def pack(self) -> bytes:
+        """The file's bytes."""
         facts = {key: getattr(self, key) for key in _FACTS}
-        files.write(path, "bottleneck", facts, {name: getattr(self, name) for name in _WEIGHTS})
+        return files.pack("bottleneck", facts, {name: getattr(self, name) for name in _WEIGHTS})
 
     @staticmethod
     def load(path: str | Path) -> Bottleneck:
         """Read a bottleneck's file; runs no code of it. Raises PlanError, which says what is wrong."""
-        made = Bottleneck(**files.read(path, "bottleneck", _FACTS, _WEIGHTS))
+        return Bottleneck.unpack(files.load(path, "bottleneck"), path)
+
+    @staticmethod
+    def unpack(data: bytes, path: str | Path) -> Bottleneck:
+        """A bottleneck from its file's bytes; `path` is for errors, which are those of `load`."""
+        made = Bottleneck(**files.unpack(data, "bottleneck", _FACTS, _WEIGHTS, path))
         narrow, wide = made.encode_bias.numel(), made.decode_bias.numel()
         shapes = [tuple(getattr(made, name).shape) for name in _WEIGHTS]
         dtypes = {getattr(made, name).dtype for name in _WEIGHTS}

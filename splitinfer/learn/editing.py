@@ -33,6 +33,7 @@ class GraphEditor:
         self.layers = dict(graph.layers)
         self.tensors = dict(graph.tensors)
         self.together = list(graph.together)
+        self.exits = list(graph.exits)
 
     def layer(self, name: str, after: str, behind: Iterable[str]) -> LayerWriter:
         """A new layer that reads the tensor `after`, placed behind the last of the layers `behind`."""
@@ -51,6 +52,22 @@ class GraphEditor:
         self.tensors[tensor] = replace(spec, consumers=tuple(name for name in spec.consumers if name not in old))
         self.tensors[to] = replace(self.tensors[to], consumers=old)
 
+    def drop(self, layer: str) -> None:
+        """Take out a layer that no other one needs."""
+        gone = self.layers.pop(layer)
+        for op in reversed(gone.ops):
+            self.program.erase_node(self.nodes.pop(op))
+        for weight in [node for node in self.program.nodes if self.weight_nodes.get(node.name) in gone.weights and not node.users]:
+            del self.weights[self.weight_nodes.pop(weight.name)]
+            self.program.erase_node(weight)
+        self.tensors = {
+            name: replace(spec, consumers=tuple(user for user in spec.consumers if user != layer))
+            for name, spec in self.tensors.items() if spec.producer != layer
+        }  # fmt: skip
+        groups = [replace(group, layers=group.layers - {layer}) for group in self.together]
+        self.together = [group for group in groups if len(group.layers) > 1]
+        self.exits.remove(layer)
+
     def keep_together(self, layers: Iterable[str], reason: str) -> None:
         """Layers that must share a stage."""
         self.together.append(Together(frozenset(layers), reason))
@@ -60,7 +77,7 @@ class GraphEditor:
         self.program.lint()
         return replace(
             self.graph, fx_graph=self.program, weights=self.weights, weight_nodes=self.weight_nodes, layers=self.layers,
-            tensors=self.tensors, together=tuple(self.together),
+            tensors=self.tensors, together=tuple(self.together), exits=tuple(self.exits),
         )  # fmt: skip
 
 
@@ -126,6 +143,17 @@ class LayerWriter:
     def _fake(self, value: Tensor) -> Tensor:
         fake: Tensor = self.source.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
         return fake
+
+
+def without_exits(graph: Graph, heads: Iterable[str]) -> Graph:
+    """The graph without the layers of these heads."""
+    heads = list(heads)
+    if not heads:
+        return graph
+    editor = GraphEditor(graph)
+    for head in heads:
+        editor.drop(head)
+    return editor.finish()
 
 
 def _identifier(name: str) -> str:

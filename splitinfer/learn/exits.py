@@ -95,6 +95,7 @@ class ExitHead:
             confidence = layer.call(aten.add.Scalar, scaled, 1.0, name=f"{self.layer}.confidence")
         layer.done([answer, confidence], returned=True)
         editor.keep_together([spec.producer, self.layer], "an early exit runs where the tensor is made that it reads")
+        editor.exits.append(self.layer)
 
     def _linear(self, layer: LayerWriter, source: fx.Node, part: str, dtype: torch.dtype, name: str = "") -> fx.Node:
         weight = layer.weight(f"{part}_weight", getattr(self, f"{part}_weight").to(dtype))
@@ -103,13 +104,22 @@ class ExitHead:
 
     def save(self, path: str | Path) -> None:
         """Write the head's file (docs/learned-compression.md)."""
+        files.save(self.pack(), path)
+
+    def pack(self) -> bytes:
+        """The file's bytes."""
         facts = {key: getattr(self, key) for key in _FACTS}
-        files.write(path, "exit", facts, {name: getattr(self, name) for name in WEIGHTS})
+        return files.pack("exit", facts, {name: getattr(self, name) for name in WEIGHTS})
 
     @staticmethod
     def load(path: str | Path) -> ExitHead:
         """Read a head's file; runs no code of it. Raises PlanError, which says what is wrong."""
-        made = ExitHead(**files.read(path, "exit", _FACTS, WEIGHTS))
+        return ExitHead.unpack(files.load(path, "exit"), path)
+
+    @staticmethod
+    def unpack(data: bytes, path: str | Path) -> ExitHead:
+        """A head from its file's bytes; `path` is for errors, which are those of `load`."""
+        made = ExitHead(**files.unpack(data, "exit", _FACTS, WEIGHTS, path))
         shapes = [tuple(getattr(made, name).shape) for name in WEIGHTS]
         hidden, classes = made.inner_bias.numel(), made.outer_bias.numel()
         fit = made.inner_weight.dim() == 2 and shapes == [(hidden, shapes[0][1]), (hidden,), (classes, hidden), (classes,)]

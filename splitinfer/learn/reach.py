@@ -9,11 +9,45 @@ into what runs before the decision and what runs only where the head is not sure
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from splitinfer.errors import PlanError
-from splitinfer.plans import PlannedExit
+from splitinfer.plans import INPUT, PlannedExit
 from splitinfer.profiles import Profile, TensorProfile
+
+if TYPE_CHECKING:
+    from splitinfer.graph import Graph
+
+V = TypeVar("V")
+
+
+def fitted(profile: Profile, graph: Graph) -> Profile:
+    """The profile of a graph that has some of the layers of the one profiled, and no others."""
+    part = reduced(profile, graph.layers)
+    tensors = tuple(replace(tensor, consumers=graph.tensors[tensor.name].consumers) for tensor in part.tensors)
+    return replace(part, tensors=tensors, fingerprint=graph.fingerprint)
+
+
+def reduced(profile: Profile, layers: Collection[str]) -> Profile:
+    """The profile of these layers alone; its fingerprint stays."""
+    tensors = tuple(
+        replace(tensor, consumers=tuple(name for name in tensor.consumers if name in layers))
+        for tensor in profile.tensors if tensor.producer == INPUT or tensor.producer in layers
+    )  # fmt: skip
+
+    def kept(row: Mapping[str, V]) -> dict[str, V]:
+        return {name: value for name, value in row.items() if name in layers}
+
+    groups = [(tuple(name for name in names if name in layers), reason) for names, reason in profile.together]
+
+    return replace(
+        profile, tensors=tensors, layers=tuple(layer for layer in profile.layers if layer.name in layers),
+        exits=tuple(name for name in profile.exits if name in layers),
+        together=tuple((names, reason) for names, reason in groups if len(names) > 1),
+        measurements=tuple(replace(m, seconds=kept(m.seconds), spread_s=kept(m.spread_s)) for m in profile.measurements),
+    )  # fmt: skip
 
 
 class Passing:

@@ -6,17 +6,20 @@
     caller <- stage 0 <--link-- stage 1 <--link-- stage 2
 
 One thread computes, in the order of arrival, as a tier would; sending, waiting for links and for the next stage happen
-on the actor's event loop, so the transfer of one request overlaps the computation of another.
+on the actor's event loop, so the transfer of one request overlaps the computation of another. Large tensors travel in
+pieces ahead of their request (streaming.py), so that encoding, wire and decoding of one tensor overlap too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -31,20 +34,21 @@ from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
 from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import PacketError, RequestTimeout, StageError
+from splitinfer.groups import HOST, Mailbox, Worker
 from splitinfer.memory import keep_freed_memory
+from splitinfer.parts import load_parts
 from splitinfer.routing import Route
 from splitinfer.runner import StageRunner, Step
-from splitinfer.stagefile import load_stage
+from splitinfer.runtime.errors import error_packet
+from splitinfer.runtime.worker import Courier, GroupConfig, Rate, receives
 from splitinfer.tracing import Span, pack_spans
-
-Rate = tuple[float, float]
-"""Bytes per second and one-way latency in seconds of an emulated link."""
 
 
 @dataclass(frozen=True)
 class StageConfig:
     """What an actor needs beside its stage."""
 
+    name: str
     tier: str
     route: Route
     last: bool
@@ -56,6 +60,8 @@ class StageConfig:
     down: tuple[Rate, ...]
     """Emulated links back to the previous stage or the caller."""
     limits: Limits
+    group: GroupConfig | None = None
+    """The machines that share some of its layers, where there are any."""
 
 
 class Sender:
@@ -87,16 +93,36 @@ class StageActor:
         self.next: Any = None
         self.empty_nbytes = _private_nbytes()
 
-    def load(self, *files: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Build the stage from its files, one for each part between early exits; says what this process is."""
-        config = self.config
-        parts = [load_stage(data.data, config.device) for data in files]
-        self.runner = StageRunner(
-            parts, config.route, tier=config.tier, last=config.last, device=config.device, slowdown=config.slowdown, limits=config.limits
-        )
-        self.up = Sender(config.up, self.runner.name, config.tier, "wire")
-        self.down = Sender(config.down, self.runner.name, config.tier, "return")
+        self.up = Sender(config.up, config.name, config.tier, "wire")
+        self.down = Sender(config.down, config.name, config.tier, "return")
+        self.mailbox = Mailbox(config.limits)
+        self.courier = Courier(config.group, self.mailbox) if config.group else None
+        self.runner: StageRunner | None = None
+        self.passed: dict[tuple[str, int], Span] = {}
+
+    async def load(self, parts: bytes, *files: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """Build the stage, once the request at hand is done, from its parts and their files; says what this process is."""
+        loop = asyncio.get_running_loop()
+        self.runner = await loop.run_in_executor(self.worker, self._runner, parts, [data.data for data in files])
         return self.info()
+
+    def _runner(self, parts: bytes, files: list[memoryview]) -> StageRunner:
+        config, host = self.config, None
+        if self.courier is not None and config.group is not None:
+            host = Worker(HOST, config.group.codec, self.courier.send, self.mailbox, config.slowdown)
+        return StageRunner(
+            load_parts(parts, files, config.device), config.route, name=config.name, tier=config.tier, last=config.last,
+            device=config.device, slowdown=config.slowdown, limits=config.limits, threads=config.threads, host=host,
+        )  # fmt: skip
+
+    async def connect_group(self, handles: Mapping[int, Any]) -> None:
+        """Name the actors of the machines that share layers with this one."""
+        assert self.courier is not None
+        self.courier.connect(handles, asyncio.get_running_loop())
+
+    async def receive(self, data: bytes) -> bytes:
+        """A message of a machine that shares layers with this one: an error packet, or nothing."""
+        return receives(self.mailbox, data, self.config.limits)
 
     def connect(self, following: Any) -> None:
         """Name the actor that runs the next stage."""
@@ -105,11 +131,43 @@ class StageActor:
     def info(self) -> dict[str, Any]:
         """Process, threads and memory; `links` says whether the paced links kept their rate."""
         return {
-            "pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id(), "tier": self.config.tier,
-            "threads": torch.get_num_threads(), "stage": self.runner.name,
-            "weight_nbytes": sum(part.weight_nbytes for part in self.runner.parts), "empty_nbytes": self.empty_nbytes,
-            "private_nbytes": _private_nbytes(), "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
+            "pid": os.getpid(),
+            "node_id": ray.get_runtime_context().get_node_id(),
+            "tier": self.config.tier,
+            "threads": torch.get_num_threads(),
+            "stage": self.config.name,
+            "weight_nbytes": self.runner.weight_nbytes if self.runner else 0,
+            "empty_nbytes": self.empty_nbytes,
+            "private_nbytes": _private_nbytes(),
+            "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
         }
+
+    @property
+    def _ready(self) -> StageRunner:
+        if self.runner is None:
+            raise StageError(self.config.name, "start", "the stage was not loaded")
+        return self.runner
+
+    async def feed(self, data: bytes) -> None:
+        """One piece of a tensor whose request follows. What is wrong with it shows when the request misses the tensor."""
+        with contextlib.suppress(PacketError):
+            if self._ready.feed(data):
+                self._pass_on(Packet.unpack(data, self.config.limits), len(data))
+                await self._send_piece(data)
+
+    def _pass_on(self, piece: Packet, nbytes: int) -> None:
+        """Book the bytes of a piece that goes on to the next stage; its time shows as that of the packet behind it."""
+        key = piece.request_id, piece.attempt
+        if len(self.passed) > _MOST_PASSED:  # requests that never came
+            self.passed.clear()
+        held = self.passed.get(key) or Span(self.config.name, self.config.tier, "transfer", time.perf_counter(), 0.0)
+        self.passed[key] = replace(held, nbytes=held.nbytes + nbytes * len(self.up.path.links))
+
+    async def _send_piece(self, data: bytes) -> tuple[Span, ...]:
+        """Over the links to the next stage, and there into its streams."""
+        spans = await self.up.send(len(data))
+        self.next.feed.remote(data)
+        return spans
 
     async def handle(self, data: bytes) -> tuple[bytes, bytes]:
         """One request: the answer's packet, and the spans of this stage and all behind it."""
@@ -121,13 +179,22 @@ class StageActor:
 
     async def _handle(self, data: bytes, received_s: float) -> tuple[bytes, list[list[Any]]]:
         loop = asyncio.get_running_loop()
-        step: Step = await loop.run_in_executor(self.worker, self.runner.run, data, received_s)
+        pieces: list[asyncio.Task[tuple[Span, ...]]] = []
+
+        def emit(piece: bytes) -> None:  # on the computing thread
+            loop.call_soon_threadsafe(lambda: pieces.append(loop.create_task(self._send_piece(piece))))
+
+        step: Step = await loop.run_in_executor(self.worker, partial(self._ready.run, data, received_s, emit=emit))
         results, spans = list(step.results), pack_spans(step.spans)
         meta: Mapping[str, Any] = {"exit": step.exit} if step.exit else {}
         if step.onward is not None:
-            spans += pack_spans(await self.up.send(len(step.onward)))
+            sending = asyncio.ensure_future(self.up.send(len(step.onward)))  # it takes the links right behind the pieces
+            transfer = self._transfer(step, [span for spans in await asyncio.gather(*pieces) for span in spans])
+            spans += pack_spans(transfer + _behind(await sending, transfer))
+            if passed := self.passed.pop((step.request.request_id, step.request.attempt), None):
+                spans += pack_spans([passed])
             left = step.left_s - (time.monotonic() - received_s)
-            answer, later = await call_stage(self.next, step.onward, left, self.runner.name)
+            answer, later = await call_stage(self.next, step.onward, left, self.config.name)
             spans += msgpack.unpackb(later)
             packet = Packet.unpack(answer, self.config.limits)
             if packet.kind is Kind.ERROR:
@@ -137,6 +204,27 @@ class StageActor:
         response = Packet(Kind.RESPONSE, step.request.request_id, tuple(results), step.request.attempt, meta=meta).pack()
         spans += pack_spans(await self.down.send(len(response)))
         return response, spans
+
+    def _transfer(self, step: Step, pieces: Sequence[Span]) -> tuple[Span, ...]:
+        """Encoding and sending in pieces, which overlap, as one span."""
+        if step.streaming_since_s is None:
+            return ()
+        start, end = step.streaming_since_s, max((span.end_s for span in pieces), default=time.perf_counter())
+        slept = min(sum(span.slept_s for span in pieces), end - start)  # they wait for each other, too
+        return (Span(self.config.name, self.config.tier, "transfer", start, end - start, slept, sum(span.nbytes for span in pieces)),)
+
+
+_MOST_PASSED = 1000
+
+
+def _behind(sent: tuple[Span, ...], transfer: tuple[Span, ...]) -> tuple[Span, ...]:
+    """The packet's time on the wire without the wait for its own pieces, which the transfer has."""
+    free = max((span.end_s for span in transfer), default=0.0)
+    waited = [max(0.0, free - span.start_s) for span in sent]
+    return tuple(
+        replace(span, start_s=span.start_s + wait, seconds=max(0.0, span.seconds - wait), slept_s=max(0.0, span.slept_s - wait))
+        for span, wait in zip(sent, waited, strict=True)
+    )
 
 
 def _private_nbytes() -> int:
@@ -159,24 +247,3 @@ async def call_stage(actor: Any, data: bytes, left_s: float, caller: str) -> tup
 async def _awaited(reference: Any) -> Any:
     """An object reference is awaitable, but no coroutine, which wait_for wants."""
     return await reference
-
-
-def error_packet(error: Exception, tier: str) -> Packet:
-    """An error as plain values."""
-    meta = {"type": type(error).__name__, "message": str(error)}
-    if isinstance(error, StageError):
-        meta |= {"stage": error.stage, "layer": error.layer, "cause": error.cause, "traceback": error.remote_traceback}
-    return Packet(Kind.ERROR, "", meta=meta | {"tier": tier})
-
-
-def raised(packet: Packet) -> Exception:
-    """The error that an error packet describes."""
-    meta = packet.meta
-    match meta.get("type"):
-        case "StageError":
-            return StageError(str(meta["stage"]), str(meta["layer"]), str(meta["cause"]), str(meta["traceback"]))
-        case "RequestTimeout":
-            return RequestTimeout(str(meta["message"]))
-        case "PacketError":
-            return PacketError(str(meta["message"]))
-    return StageError(f"on tier '{meta.get('tier')}'", "framework", f"{meta.get('type')}: {meta.get('message')}")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, cast
 
@@ -21,13 +22,17 @@ from cluster.launch import TIER_LABEL, LocalCluster
 from cluster.topology import TierSpec, Topology
 from cluster.units import format_bytes
 from splitinfer.codecs.packet import Kind, Limits, Packet
-from splitinfer.errors import DeployError, PlanError
+from splitinfer.errors import DeployError, PlanError, Regrouped, WorkerLost
 from splitinfer.graph import Graph
+from splitinfer.groups import HOST
 from splitinfer.memory import keep_freed_memory
+from splitinfer.parts import dump_parts, weight_nbytes
 from splitinfer.pipeline import DEFAULT_TIMEOUT_S, Pipeline, Request
 from splitinfer.plans import Plan
-from splitinfer.runtime.actor import Rate, Sender, StageActor, StageConfig, call_stage, raised
-from splitinfer.stagefile import dump_stage
+from splitinfer.runtime.actor import Sender, StageActor, StageConfig, call_stage
+from splitinfer.runtime.errors import raised
+from splitinfer.runtime.group import Group
+from splitinfer.runtime.worker import Rate
 from splitinfer.tracing import Trace, unpack_spans
 
 _START_TIMEOUT_S = 120.0  # a worker that imports torch needs 3 to 10 s on a busy machine
@@ -41,38 +46,48 @@ def deploy(
     cluster: LocalCluster | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     limits: Limits = Limits(),  # noqa: B008 - frozen
+    paced: bool = True,
 ) -> RayPipeline:
     """Start the stages of a plan; a context manager that gives a Pipeline and leaves no process behind.
 
     Tiers whose topology names no node are emulated on this machine: declared links are paced, slower tiers stretch
     their measured work. With no `cluster` and no connection to Ray, a LocalCluster is started and stopped with it.
-    `timeout_s` is each request's deadline. Raises PlanError or DeployError, before anything is started where possible.
+    `timeout_s` is each request's deadline. `paced` False leaves the links alone where real ones have the declared rates, as in
+    a testbed; slower tiers still stretch their work. Raises PlanError or DeployError, before anything is started where possible.
     """
-    return RayPipeline(graph, plan, topology, cluster=cluster, timeout_s=timeout_s, limits=limits)
+    return RayPipeline(graph, plan, topology, cluster=cluster, timeout_s=timeout_s, limits=limits, paced=paced)
 
 
 class RayPipeline(Pipeline):
     """The stages as Ray actors. Enter it before calling it."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, topology: Topology, *, cluster: LocalCluster | None, timeout_s: float, limits: Limits
-    ) -> None:
+        self, graph: Graph, plan: Plan, topology: Topology, *, cluster: LocalCluster | None, timeout_s: float, limits: Limits,
+        paced: bool = True,
+    ) -> None:  # fmt: skip
         self.topology, self.limits = topology, limits
         tiers = [_tier(topology, stage.tier) for stage in plan.stages]
         self.emulated = topology.emulated
+        self.paced = paced and self.emulated
         super().__init__(graph, plan, slowdown=_slowdown(_tier(topology, plan.tiers[0]), self.emulated), timeout_s=timeout_s)
-        for tier, parts in zip(tiers, self.stages, strict=True):
-            held = sum(part.weight_nbytes for part in parts)
+        for tier, parts, planned in zip(tiers, self.stages, plan.stages, strict=True):
+            held = weight_nbytes(parts)
             if tier.memory_bytes is not None and held > tier.memory_bytes:
                 raise DeployError(
-                    f"stage '{parts[0].name}' holds {format_bytes(held)} of weights; '{tier.name}' allows "
+                    f"stage '{planned.name}' holds {format_bytes(held)} of weights; '{tier.name}' allows "
                     f"{format_bytes(tier.memory_bytes)}. Plan again, or raise memory of tier '{tier.name}'."
                 )
+        self.groups = {
+            place: Group(graph, planned, tier, topology.peers(tier.name), parts)
+            for place, (planned, tier, parts) in enumerate(zip(plan.stages, tiers, self.stages, strict=True))
+            if planned.blocks
+        }
         self.configs = self._configs(tiers)
         self.actors: list[Any] = []
         self._cluster = cluster
         self._exit = contextlib.ExitStack()
         self._one_at_a_time = asyncio.Lock()
+        self._sharing = threading.Lock()
 
     # -- what each actor is told
 
@@ -82,15 +97,17 @@ class RayPipeline(Pipeline):
         last = len(tiers) - 1
         return [
             StageConfig(
-                tier.name, self.routes[index], index == last, tier.device, tier.threads, _slowdown(tier, self.emulated),
+                self.plan.stages[index].name, tier.name, self.routes[index], index == last, tier.device, tier.threads,
+                _slowdown(tier, self.emulated),
                 up=hops[index + 1][0] if index < last else (), down=hops[index][1], limits=self.limits,
+                group=self.groups[index].config(HOST, self.paced) if index in self.groups else None,
             )
             for index, tier in enumerate(tiers)
         ]
 
     def _rates(self, one: str, two: str) -> tuple[tuple[Rate, ...], tuple[Rate, ...]]:
         """The emulated links between two tiers of the plan's line, up and down, in the order of travel."""
-        if not self.emulated or one == two:
+        if not self.paced or one == two:
             return (), ()
         line = list(self.plan.tiers)
         start, end = line.index(one), line.index(two)
@@ -134,21 +151,41 @@ class RayPipeline(Pipeline):
         for config, label in zip(self.configs, labels, strict=True):
             self.actors.append(factory.options(num_cpus=0, label_selector=label, max_concurrency=1000).remote(config))
         try:
-            # An array is read where it lies in the object store; bytes would leave copies on the actor's heap.
-            files = [[ray.put(np.frombuffer(dump_stage(part), np.uint8)) for part in parts] for parts in self.stages]
-            loaded = [actor.load.remote(*parts) for actor, parts in zip(self.actors, files, strict=True)]
-            self.started = ray.get(loaded, timeout=_START_TIMEOUT_S)
+            self.started = self._load()
             for actor, following in zip(self.actors, self.actors[1:], strict=False):
                 ray.get(actor.connect.remote(following), timeout=_START_TIMEOUT_S)
         except RayError as error:
             raise DeployError(f"a stage did not start: {str(error).strip().splitlines()[-1]}") from error
+
+    def _load(self) -> list[dict[str, Any]]:
+        """Give every actor its stage. An array is read where it lies in the object store; bytes would leave copies on the heap."""
+        waiting = {}
+        for place, (actor, parts) in enumerate(zip(self.actors, self.stages, strict=True)):
+            if place not in self.groups:
+                data, files = dump_parts(parts, {})
+                waiting[place] = actor.load.remote(data, *(ray.put(np.frombuffer(file, np.uint8)) for file in files))
+        for place, group in self.groups.items():
+            slowdowns = {worker: _slowdown(group.peers[worker - 1].machine, self.emulated) for worker in group.used}
+            group.start({worker: self._peer_labels(group, worker) for worker in group.used}, slowdowns, self.limits, self.paced)
+            group.join(self.actors[place])
+            waiting[place] = ray.put(group.load(self.actors[place]))
+        started: list[dict[str, Any]] = ray.get([waiting[place] for place in sorted(waiting)], timeout=_START_TIMEOUT_S)
+        return started
+
+    def _peer_labels(self, group: Group, worker: int) -> dict[str, str]:
+        """Where a peer runs: on its own node, on that of the tier whose machine it is, or emulated beside its host."""
+        machine = group.peers[worker - 1].machine
+        if machine.node:
+            return dict(machine.node)
+        tiers = [tier.name for tier in self.topology.tiers]
+        return self._labels(machine.name if machine.name in tiers else group.tier.name)
 
     def _labels(self, tier: str) -> dict[str, str]:
         node = self.topology.tier(tier).node
         return dict(node) if node else {TIER_LABEL: tier}
 
     def _kill(self) -> None:
-        for actor in self.actors:
+        for actor in [*self.actors, *(worker for group in self.groups.values() for worker in group.workers.values())]:
             with contextlib.suppress(RayError, ValueError):
                 ray.kill(actor)
         self.actors.clear()
@@ -192,9 +229,28 @@ class RayPipeline(Pipeline):
             return await self._exchange(request, start)
 
     async def _exchange(self, request: Request, start: float) -> tuple[Any, Trace]:
-        spans = request.spans + await self._up.send(len(request.data))
+        """One request, tried again where a machine that shares a stage's layers was lost: what it held is shared out."""
+        attempts = 1 + 2 * sum(len(group.peers) for group in self.groups.values())  # lost, or late for the news of it
+        for attempt in range(attempts):
+            try:
+                return await self._attempt(request, start, attempt)
+            except WorkerLost as lost:
+                if self.plan.stateful or attempt + 1 == attempts:
+                    raise
+                if not isinstance(lost, Regrouped):
+                    await asyncio.get_running_loop().run_in_executor(None, self._share_out, lost)
+        raise AssertionError("the last attempt returned or raised")
+
+    def _share_out(self, lost: WorkerLost) -> None:
+        with self._sharing:
+            place = next(place for place, group in self.groups.items() if group.planned.name == lost.stage)
+            self.groups[place].lose(lost.layer, self.actors[place])
+
+    async def _attempt(self, request: Request, start: float, attempt: int) -> tuple[Any, Trace]:
+        data = request.data if attempt == 0 else replace(Packet.unpack(request.data, self.limits), attempt=attempt).pack()
+        spans = request.spans + await self._up.send(len(data))
         left = self.timeout_s - (time.perf_counter() - start)
-        answer, later = await call_stage(self.actors[0], request.data, left, "the caller")
+        answer, later = await call_stage(self.actors[0], data, left, "the caller")
         packet = Packet.unpack(answer, self.limits)
         if packet.kind is Kind.ERROR:
             raise raised(packet)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -39,10 +39,12 @@ class RunReport:
     """Share of the latency that was declared sleep: paced links and stretched work."""
     links: tuple[str, ...]
     """What each paced link says of its rate."""
+    traces: tuple[Trace, ...] = ()
+    """The requests themselves."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
+        """JSON-able; without the traces."""
+        return {key: value for key, value in asdict(replace(self, traces=())).items() if key != "traces"}
 
     def __str__(self) -> str:
         rows = [
@@ -102,4 +104,5 @@ def report(plan: Plan, traces: Sequence[Trace], elapsed_s: float, links: tuple[s
         plan.cost.up_nbytes if plan.cost else None,
         statistics.median(trace.slept_s / trace.total_s for trace in traces),
         links,
+        tuple(traces),
     )

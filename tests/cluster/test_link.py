@@ -101,3 +101,56 @@ def test_backlog_departs_after_the_sum_of_its_bytes(sizes, rate):
 
 def test_repr_reads_like_a_person_writes():
     assert repr(Link(731250.0, 0.02)) == "Link(5.85 Mbps, 20 ms)"
+
+
+class TestJitter:
+    def arrivals(self, seed, count=20_000, gap_s=1.0):
+        link = Link(1e6, 0.2, jitter_s=0.1, seed=seed)
+        return [link.reserve(number * gap_s, 1000)[1] - number * gap_s for number in range(count)]
+
+    def test_it_is_uniform_about_the_latency(self):
+        times = self.arrivals(1)
+        assert sum(times) / len(times) == pytest.approx(0.201, rel=0.005)
+        assert 0.101 <= min(times) < 0.1015
+        assert 0.3005 < max(times) <= 0.301
+
+    def test_packets_stay_in_order(self):
+        link = Link(1e6, 0.2, jitter_s=0.2, seed=1)
+        arrived = [link.reserve(number * 0.001, 100)[1] for number in range(1000)]
+        assert arrived == sorted(arrived)
+        assert len(set(arrived)) < 900  # some wait for the one ahead
+
+    def test_equal_seeds_are_equal(self):
+        assert self.arrivals(3, 50) == self.arrivals(3, 50) != self.arrivals(4, 50)
+
+
+class TestLoss:
+    def test_rounds_of_repair_are_those_of_the_unluckiest_segment(self):
+        """Against drawing each segment: the mean number of rounds over packets of 10 segments at 20 % loss."""
+        link = Link(1e12, 0.5, loss=0.2, seed=1)
+        rounds = [round(link.reserve(10.0 * number, 14_600)[1] - 10.0 * number - 0.5, 3) for number in range(20_000)]
+        assert set(rounds) <= set(range(20))
+        expected = sum(1 - (1 - 0.2**attempt) ** 10 for attempt in range(1, 60))
+        assert sum(rounds) / len(rounds) == pytest.approx(expected, rel=0.03)
+        assert rounds.count(0) / len(rounds) == pytest.approx(0.8**10, rel=0.1)
+
+    def test_the_wire_carries_lost_bytes_too(self):
+        departs_s, _ = Link(1000.0, 0.0, loss=0.5, seed=1).reserve(0.0, 100)
+        assert departs_s == pytest.approx(0.2)
+
+    def test_none_is_none(self):
+        assert Link(1000.0, 0.1, loss=0.0, jitter_s=0.0).reserve(0.0, 100) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"jitter_s": 0.3}, "at most the latency, here 0.2"), ({"jitter_s": -1}, "jitter_s is -1"), ({"loss": 1.0}, "loss is 1.0"),
+     ({"loss": float("nan")}, "loss is nan")],
+)  # fmt: skip
+def test_refuses_jitter_and_loss(options, message):
+    with pytest.raises(ValueError, match=message):
+        Link(1.0, 0.2, **options)
+
+
+def test_repr_names_what_varies():
+    assert repr(Link(1e6, 0.02, jitter_s=0.001, loss=0.01)) == "Link(8 Mbps, 20 ms, jitter 1 ms, loss 0.01)"

@@ -171,7 +171,7 @@ WRONG = [
     ("node: {tier: device}", "node: {gpu: yes}", None, "tiers[0].node.gpu", "True is not a text; write it in quotes"),
     ("node: {tier: device}", "node: device", None, "tiers[0].node", "are no labels"),
     ("node: {tier: device}", "node: {watts: 5}", None, "tiers[0].node.watts", "5 is not a text"),
-    ("version: 1", "version: 2", None, "version", "2 is not known; this release reads 1"),
+    ("version: 1", "version: 3", None, "version", "3 is not known; this release reads 1 and 2"),
     ("version: 1", "version: '1'", None, "version", "'1' is not known"),
     ("version: 1", "versoin: 1", None, "versoin", "did you mean 'version'?"),
     ("latency: 60 ms", "between: [device, cloud]", None, "direct.between", "is no known key"),

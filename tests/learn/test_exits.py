@@ -256,7 +256,7 @@ class TestRefused:
     def test_plans_with_exits_as_files(self, applied, heads):
         plan = split(applied, heads, [0.9, 0.95])
         assert Plan.from_json(plan.to_json()) == plan
-        with pytest.raises(PlanError, match="'exits' has an unknown key 'treshold'"):
+        with pytest.raises(PlanError, match=r"'exits\[0\]' has an unknown key 'treshold'"):
             Plan.from_json(plan.to_json().replace('"threshold"', '"treshold"'))
 
 

@@ -51,6 +51,7 @@ CLAIMS = {
     "mincut": Claim(SUMS, solved=0.5, exact=False),
     "chain": Claim((*SUMS, "interval"), {"chain": True, "two_way": False, "within": False}, 0.5),
     "blocks": Claim((*SUMS, "interval"), {"two_way": False}, 0.75),
+    "hybrid": Claim((*SUMS, "interval"), {"two_way": False}, 0.75),
     "critical_path": Claim(("critical_path",), {"tiers": 2, "two_way": False} | UNLIMITED, share=4),
     "lagrange": Claim((*SUMS, "interval"), solved=0.5, exact=False, share=0.1),
     "neurosurgeon": RIVAL,

@@ -151,7 +151,7 @@ def test_rates_are_above_zero(path: str) -> None:
     ("path", "value", "complaint"),
     [
         ("version", ..., "None"),
-        ("version", 2, "reads version 1"),
+        ("version", 3, "reads versions 1 and 2"),
         ("tiers", [], "empty"),
         ("ops", [], "empty"),
         ("tiers", "device", "must be a list"),

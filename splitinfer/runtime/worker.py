@@ -1,0 +1,166 @@
+"""The workers of a divided block as Ray actors, and how they and the stage's own actor send each other messages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import torch
+from ray.exceptions import RayError
+
+from cluster.clock import RealClock
+from cluster.link import Link, PacedPath
+from splitinfer.codecs.packet import Kind, Limits, Packet
+from splitinfer.errors import PacketError, Regrouped, WorkerLost
+from splitinfer.groups import HOST, SCATTER, GroupWorker, Job, Mailbox, Worker, label
+from splitinfer.memory import keep_freed_memory
+from splitinfer.runtime.errors import error_packet, raised
+from splitinfer.shards import load_program
+from splitinfer.tracing import Recorder
+
+Rate = tuple[float, float]
+"""Bytes per second and one-way latency in seconds of an emulated link."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One machine of a group, as the others know it."""
+
+    name: str
+    out: Rate | None
+    """The emulated link from the host to it; None where the link is real, and for the host itself."""
+    back: Rate | None
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """A group of machines that share layers, and which of them this is."""
+
+    stage: str
+    index: int
+    members: tuple[Member, ...]
+    """By worker; the host is the first."""
+    codec: str
+
+
+class Courier:
+    """Sends one worker's messages to its peers, over paced links where these are emulated."""
+
+    def __init__(self, config: GroupConfig, mailbox: Mailbox) -> None:
+        self.config, self.mailbox = config, mailbox
+        self.handles: dict[int, Any] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        own = config.members[config.index]
+        # What leaves this worker shares one link; the host's packets to different workers take different ones.
+        leaving = [Link(*own.back)] if config.index != HOST and own.back else []
+        self.paths = {}
+        for peer, member in enumerate(config.members):
+            if peer != config.index:
+                entering = [Link(*member.out)] if peer != HOST and member.out else []
+                self.paths[peer] = PacedPath([*leaving, *entering], RealClock(), f"{own.name} to {member.name}")
+
+    def connect(self, handles: Mapping[int, Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Name the actors of the peers."""
+        self.handles, self.loop = dict(handles), loop
+
+    def send(self, peer: int, data: bytes, job: Job) -> None:
+        """Send without waiting; called on the computing thread. What goes wrong fails the job in the mailbox."""
+        self.loop.call_soon_threadsafe(self._start, peer, data, job)
+
+    def _start(self, peer: int, data: bytes, job: Job) -> None:
+        task = self.loop.create_task(self._deliver(peer, data, job))
+        self._tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, peer: int, data: bytes, job: Job) -> None:
+        await self.paths[peer].send(len(data))
+        name = self.config.members[peer].name
+        if peer not in self.handles:  # its share went to others while this request waited for its turn
+            self._fail(job, Regrouped(self.config.stage, name, "it no longer takes part"), peer)
+            return
+        try:
+            answer = await self.handles[peer].receive.remote(data)
+        except RayError as error:
+            first = str(error).strip().splitlines()[0]
+            self._fail(job, WorkerLost(self.config.stage, name, f"{type(error).__name__}: {first}"), peer)
+            return
+        if answer:
+            self._fail(job, raised(Packet.unpack(answer, self.mailbox.limits)), peer)
+
+    def _fail(self, job: Job, error: Exception, peer: int) -> None:
+        self.mailbox.fail(job.request_id, job.attempt, error)
+        if self.config.index == HOST:  # those who wait for the others' messages need not wait until the deadline
+            for other, handle in self.handles.items():
+                if other != peer:
+                    handle.abort.remote(job.request_id, job.attempt)
+
+
+class WorkerActor:
+    """Wrapped by ``ray.remote`` in group.py."""
+
+    def __init__(self, config: GroupConfig, tier: str, device: str, threads: int, slowdown: float, limits: Limits) -> None:
+        keep_freed_memory()
+        self.config, self.tier, self.device, self.limits = config, tier, device, limits
+        self.compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
+        self.mailbox = Mailbox(limits)
+        self.courier = Courier(config, self.mailbox)
+        self.worker = GroupWorker(Worker(config.index, config.codec, self.courier.send, self.mailbox, slowdown))
+
+    async def connect(self, handles: Mapping[int, Any]) -> None:
+        """Name the actors of the peers."""
+        self.courier.connect(handles, asyncio.get_running_loop())
+
+    async def pid(self) -> int:
+        """The process."""
+        return os.getpid()
+
+    async def load(self, blocks: bytes, *files: npt.NDArray[np.uint8]) -> int:
+        """Take these programs in the place of others, once the request at hand is done; bytes of their weights."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.compute, self._load, blocks, files)
+
+    def _load(self, blocks: bytes, files: Sequence[npt.NDArray[np.uint8]]) -> int:
+        left = [data.tobytes() for data in files]
+        programs = {}
+        for name, meta, count, is_root in msgpack.unpackb(blocks):
+            programs[name] = load_program(meta, [left.pop(0) for _ in range(count)], self.device), is_root
+        self.worker.load(programs)
+        return self.worker.weight_nbytes
+
+    async def receive(self, data: bytes) -> bytes:
+        """A message: the inputs of a block, which this then computes, or what a peer sends. An error packet, or nothing."""
+        received_s = time.monotonic()
+        try:
+            packet = Packet.unpack(data, self.limits)
+            if label(packet)[1] != SCATTER:
+                self.mailbox.put(packet)
+                return b""
+            recorder = Recorder(self.config.stage, self.tier)
+            await asyncio.get_running_loop().run_in_executor(self.compute, self.worker.work, packet, received_s, recorder)
+        except Exception as error:  # whatever fails goes back as an error packet: nothing is pickled, nothing hangs
+            return error_packet(error, self.tier).pack()
+        return b""
+
+    async def abort(self, request_id: str, attempt: int) -> None:
+        """Stop waiting for messages of this attempt."""
+        self.mailbox.fail(request_id, attempt, PacketError("another machine of the group failed"))
+
+
+def receives(mailbox: Mailbox, data: bytes, limits: Limits) -> bytes:
+    """What the host does with a message of a worker: an error packet, or nothing."""
+    try:
+        packet = Packet.unpack(data, limits)
+        if packet.kind is not Kind.SHARD:
+            raise PacketError(f"a worker sends packets of kind SHARD; got {packet.kind.name}")
+        mailbox.put(packet)
+    except PacketError as error:
+        return error_packet(error, "host").pack()
+    return b""
