@@ -9,8 +9,8 @@ that is no better in any column is dropped.
 
 What is searched: blocks begin and end at cut vertices; a block by channels or heads ends where its workers come to hold
 everything; and rows that stay divided are cut in every way where there are at most `EVERY`, else in the ways of the
-fastest gathered blocks that end there. What is not tried is bounded by a relaxation, in which rows that stay divided are
-neither sent nor fetched, and memory is not limited.
+fastest gathered blocks that end there. Under limits on memory, of many labels only the cheapest are kept. What is not
+tried is bounded by a relaxation, in which rows that stay divided are neither sent nor fetched, and memory is not limited.
 
 Rows on one tier, gathered after each block, are the fused blocks of AOFL (Zhou et al., 2019).
 """
@@ -35,7 +35,7 @@ from partitioners.problem import AXES, Axis, Problem
 from partitioners.sizing import Sizing
 
 CANDIDATES = 12  # ways to cut rows that stay divided, where not all are tried
-LABELS = 5000  # of one node; what is beyond is dropped, and the relaxation bounds it
+LABELS = 400  # of one node and way to divide its rows; half of them are kept for a fair use of memory
 
 Kind = frozenset[int] | None
 """How tensors are held: whole, by these workers; None: divided by rows."""
@@ -55,7 +55,11 @@ class Space:
         self.returned = [self.pieces.returned(i) for i in range(len(self.pieces))]
         self.latency_reach = return_latency(problem, self.returned)
         limited = [tier.memory_bytes is not None or any(w.memory_bytes is not None for w in tier.workers) for tier in problem.tiers]
-        fair = [_fair(problem, tier) for tier in range(len(problem.tiers))]
+        weights = [_weights(problem, tier.name) for tier in problem.tiers]
+        fair = [_fair(problem, tier, weights[tier]) for tier in range(len(problem.tiers))]
+        by_piece = [np.array([0.0, *(sum(held[op] for op in ops) for ops in self.pieces.ops)]) for held in weights]
+        self.weighed = [held.cumsum() / max(held.sum(), 1e-12) for held in by_piece]
+        """For each tier, the part of all weights that belongs to so many pieces."""
         self.runs = [(run, Sizing(run.division, limited[run.tier], fair[run.tier])) for run in self.pieces.runs]
         self.complete = all(sizing.complete for (run, sizing) in self.runs if limited[run.tier] or run.division.by_rows)
         """Whether every way to share is tried that may be needed."""
@@ -80,13 +84,15 @@ class Space:
         return self._rows[tier, position]
 
 
-def _fair(problem: Problem, tier: int) -> Floats:
+def _weights(problem: Problem, tier: str) -> dict[str, float]:
+    """Return the bytes of each op that the workers of a tier may share out."""
+    return {op.name: max((f.weight_bytes_per_unit * f.units for f in op.layouts if f.tier == tier), default=0.0) for op in problem.ops}
+
+
+def _fair(problem: Problem, tier: int, weights: dict[str, float]) -> Floats:
     """(W,) the part of all weights that each worker of a tier may hold if they are shared out everywhere alike."""
-    place = problem.tiers[tier]
-    layouts = [[form for form in op.layouts if form.tier == place.name] for op in problem.ops]
-    weights = [max((form.weight_bytes_per_unit * form.units for form in forms), default=0.0) for forms in layouts]
-    limits = [np.inf if worker.memory_bytes is None else worker.memory_bytes for worker in place.workers]
-    return np.asarray(limits) / max(sum(weights), 1e-12)
+    limits = [np.inf if worker.memory_bytes is None else worker.memory_bytes for worker in problem.tiers[tier].workers]
+    return np.asarray(limits) / max(sum(weights.values()), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -246,12 +252,22 @@ class Search:
         for node in [node for node in self._made if node[0] == position]:
             fronts = self._made.pop(node)
             merged = _Front(*(np.concatenate([getattr(front, name) for front in fronts]) for name in _Front.__dataclass_fields__))
-            merged = merged[undominated(merged.rows, merged.labels)]
-            if len(merged.rows) > LABELS:
-                self.complete = False
-                merged = merged[np.argsort(self.bills.total(merged.labels), kind="stable")[:LABELS]]
+            ways = len(np.unique(merged.rows))
+            if self.bills.memory_at.stop > self.bills.memory_at.start:  # many columns, in which few labels beat each other
+                merged = self._promising(node, merged, 10 * LABELS * ways)
+            merged = self._promising(node, merged[undominated(merged.rows, merged.labels)], LABELS * ways)
             if len(merged.rows):
                 self.fronts[node] = merged
+
+    def _promising(self, node: Node, front: _Front, most: int) -> _Front:
+        """Keep at most so many: the cheapest, and the cheapest of those who have used no more memory than is due by now."""
+        if self.relaxed or len(front.rows) <= most:
+            return front
+        self.complete = False
+        cheapest = np.argsort(self.bills.total(front.labels), kind="stable")
+        due = self.bills.memory_limit[node[1]] * max(self.space.weighed[node[1]][node[0]], 1e-12)  # a limit may be infinite
+        on_track = (front.labels[cheapest][:, self.bills.memory_at] <= due).all(axis=1)
+        return front[np.unique(np.concatenate([cheapest[: most // 2], cheapest[on_track][: most // 2]]))]
 
     def _back(self, position: int, tier: int) -> Floats:
         """(width,) what returns from a piece."""

@@ -23,7 +23,6 @@ class Shared:
 
 def share(problem: Problem, placement: Mapping[str, str], blocks: Iterable[Block]) -> Shared:
     """Price the blocks in the order of the data; raises `Infeasible` naming the block that breaks a rule."""
-    place = {name: i for i, name in enumerate(problem.predecessors)}
     made, divided = Shared(), list[tuple[Block, Division]]()
     for block in blocks:
         divided.append((block, divide(problem, block)))
@@ -33,6 +32,9 @@ def share(problem: Problem, placement: Mapping[str, str], blocks: Iterable[Block
             if placement[name] != block.tier:
                 raise Infeasible(f"{name!r} is on {placement[name]!r}, and in a block that {block.tier!r} shares")
             made.member[name] = block.ops[-1]
+    if not divided:
+        return made
+    place = {name: i for i, name in enumerate(problem.predecessors)}
     block_of = {block.ops[-1]: block for block, _ in divided}
     for block, division in sorted(divided, key=lambda pair: place[pair[0].ops[-1]]):
         if block.leaves == "divided":
@@ -51,7 +53,7 @@ def divide(problem: Problem, block: Block) -> Division:
         raise Infeasible(f"{_named(block)} has {len(block.ops)} ops and {len(takes)} takes; each op needs one")
     forms = [_form(problem, name, block, each) for name, each in zip(block.ops, takes, strict=True)]
     division = Division(problem, problem.tier_index[block.tier], block.ops, forms)
-    if reason := division.fault or _open(problem, block) or _misfit(block, division):
+    if reason := _open(problem, block) or division.fault or _misfit(block, division):
         raise Infeasible(f"{_named(block)} cannot be shared: {reason}")
     return division
 

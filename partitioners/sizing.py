@@ -19,6 +19,7 @@ from partitioners.labels import undominated
 from partitioners.shares import Shares, count_shares, every_share, in_units, least_max, least_max_ranges
 
 EVERY = 64  # ways to share: nine rows over three workers, 63 over two
+SCARCE = 16  # the same where memory is limited, and each way is a label of its own
 GROUPS = 6  # workers of which every set is tried
 
 
@@ -43,7 +44,7 @@ class Sizing:
     def __init__(self, division: Division, scarce: bool, fair: Floats) -> None:
         self.division, self.scarce, self.fair = division, scarce, fair
         self.workers = len(division.workers)
-        self.complete = count_shares(division.chunks, self.workers) <= EVERY
+        self.complete = count_shares(division.chunks, self.workers) <= (min(EVERY, SCARCE) if scarce else EVERY)
         """Whether every way is tried."""
         self._kept: dict[tuple[Held | None, Leaves], Options] = {}
 

@@ -102,7 +102,7 @@ class LineModel:
     def _link(self, place: int, hop: Sequence[LinkSpec]) -> p.Link:
         """Store and forward over the links of a hop; what the stage behind it costs by itself is booked half on each way."""
         up, down = (_seconds_per_byte(hop, direction) + self.profile.framework.s_per_byte for direction in ("up", "down"))
-        latency = sum(link.latency_s for link in hop) + self._stage_s(place + 1) / 2 + self.profile.packet_nbytes * up
+        latency = sum(link.latency_s for link in hop) + (self._stage_s(place + 1) + self.profile.packet_nbytes * (up + down)) / 2
         joules, price = sum(link.joules_per_byte or 0.0 for link in hop), sum(link.price_per_byte or 0.0 for link in hop)
         return p.Link(1 / up, latency, 1 / down, joules, price)
 

@@ -65,7 +65,7 @@ def timed_pieces(name: str, tensor: Tensor, codec: str) -> tuple[Piece, ...]:
     """What each piece of a tensor takes to encode, its bytes on the wire, and what it takes to decode."""
     streams, made = Streams(_OWN), []
     begun = time.perf_counter()
-    for data in packed_pieces(name, tensor, codec, "", 0, 1.0):
+    for data in packed_pieces(name, tensor, codec, "0" * 32, 0, 1.0):
         middle = time.perf_counter()
         streams.put(Packet.unpack(data, _OWN), now=True)
         end = time.perf_counter()

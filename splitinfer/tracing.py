@@ -187,7 +187,7 @@ def save_chrome(traces: Sequence[Trace], path: str | Path) -> None:
     Path(path).write_text(json.dumps(chrome_trace(traces)), encoding="utf-8")
 
 
-_LANES = 10_000  # room between the numbers of two kinds' threads
+_LANES = 1000  # room between the numbers of two kinds' threads
 
 
 def _free_lane(ends_s: list[float], span: Span) -> int:

@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -39,7 +40,9 @@ class Testbed:
     """
 
     def __init__(self, name: str, topology: Topology, shapings: Sequence[str], cpus: int) -> None:
-        self.name, self.topology, self.cpus = name, topology, cpus
+        # Tiers are found by the label of their name here, whatever nodes they have elsewhere.
+        self.topology = replace(topology, tiers=tuple(replace(tier, node={}) for tier in topology.tiers))
+        self.name, self.cpus = name, cpus
         self.home = ROOT / name
         self._tiers = [tier.name for tier in topology.tiers]
         self.nodes = [
@@ -64,7 +67,7 @@ class Testbed:
         namespaces.check()
         if len(topology.tiers) > 250:
             raise ClusterError(f"a testbed has at most 250 tiers; this topology has {len(topology.tiers)}")
-        name = name or secrets.token_hex(3)
+        name = _checked(name or secrets.token_hex(3))
         home = _new_home(name)
         try:
             netem = shaping is None and _kernel_has_netem(name)
@@ -257,7 +260,7 @@ def _new_home(name: str) -> Path:
     info = ROOT.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
         raise ClusterError(f"{ROOT} is not a directory that only root can write; remove it")
-    home = ROOT / _checked(name)
+    home = ROOT / name
     try:
         home.mkdir(mode=0o700)
     except FileExistsError:

@@ -120,7 +120,7 @@ class Wire:
     def _start_relay(self) -> subprocess.Popen[str]:
         arguments = [self.upper.namespace, self.lower.device, self.upper.device, str(self.page)]
         # In the lower tier's namespace from its first instruction, so that whoever ends that namespace finds it.
-        command = within(self.lower.namespace, [sys.executable, "-m", "cluster.testbed.relay", *arguments])
+        command = within(self.lower.namespace, [sys.executable, "-m", "cluster.testbed", *arguments])
         process = subprocess.Popen(  # noqa: S603 - ours
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

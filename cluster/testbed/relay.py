@@ -1,6 +1,6 @@
 """A link in user space: IP packets from one TUN device to another, held back as the declared link would.
 
-    python -m cluster.testbed.relay NAMESPACE DEVICE DEVICE PAGE
+    python -m cluster.testbed NAMESPACE DEVICE DEVICE PAGE
 
 runs inside the lower tier's namespace, and creates the first device there, the second in NAMESPACE. Each direction is a
 `cluster.link.Link`, so each packet is serialised at the rate and then delayed, which a token bucket does not do: it lets
@@ -17,7 +17,6 @@ import mmap
 import os
 import select
 import struct
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -26,8 +25,8 @@ from typing import NamedTuple
 from cluster.link import Link
 from cluster.testbed.namespaces import entered
 
-QUEUE_S = 1.0
-"""What waits longer than this is dropped, as by a router with a full queue."""
+QUEUE_NBYTES = 1_500_000
+"""What finds as much as this waiting is dropped: a thousand full packets, as Linux lets wait before an interface."""
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _BURST = 64  # packets read in one go: few enough that nobody in the other direction waits a millisecond
@@ -109,7 +108,7 @@ def _accept(way: Direction, page: Page) -> None:
     with contextlib.suppress(OSError):  # no more packets for now, or the device is down
         for _ in range(_BURST):
             packet = os.read(way.source, 65536)
-            if way.link.starts_s(now_s) - now_s < QUEUE_S:
+            if (way.link.starts_s(now_s) - now_s) * way.link.bytes_per_s < QUEUE_NBYTES:
                 way.flying.append((way.link.reserve(now_s, len(packet))[1], packet))
 
 
@@ -128,7 +127,3 @@ def main(namespace: str, lower_device: str, upper_device: str, page: str) -> Non
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
     print("ready", flush=True)
     carry(lower, upper, Page(Path(page)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

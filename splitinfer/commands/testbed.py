@@ -67,8 +67,11 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_down(options: argparse.Namespace) -> int:
     """End a testbed."""
-    from cluster.testbed import down
+    from cluster.testbed import down, names
+    from splitinfer.errors import UsageError
 
+    if options.name is not None and options.name not in names():
+        raise UsageError(f"no testbed {options.name!r:.40} is up; up: {', '.join(names()) or 'none'}")
     name = down(options.name)
     emit({"name": name}) if options.json else print(f"testbed {name} is down")
     return 0

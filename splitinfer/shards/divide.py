@@ -63,9 +63,8 @@ def divide(graph: Graph, layers: Iterable[str], axis: str, shares: Sequence[int]
     names = checked(graph, layers, axis)
     _check_weights(shares)
     if axis == "rows":
-        exact = _exact(Units(row_count(graph, names)), shares)
-        division, reasons = divide_rows(graph, names, exact, exchange_after)
-        taken = exact
+        taken = _exact(Units(row_count(graph, names)), shares)
+        division, reasons = divide_rows(graph, names, taken, shares, exchange_after), dict[str, str]()
     else:
         if exchange_after:
             raise ShardError(f"'{next(iter(exchange_after))}': halos are exchanged between rows, not {axis}")

@@ -124,13 +124,6 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Each:
-    """A value per worker."""
-
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
 class First:
     """An argument for the first worker of an axis; None for the others. A bias is added once."""
 

@@ -2,8 +2,8 @@
 
 An operator with weights and a whole input is a *seed*: it divides its output channels and opens an axis, at first with
 one unit per channel. Rules downstream coarsen the units (a view into heads), merge axes (gate times up), or take another
-dimension of a view. Each such wish restarts the propagation; units only get coarser and axes fewer, so it ends. A seed
-whose axis would be left with one unit stays whole.
+dimension of a view. Each such wish takes the propagation back to the seeds concerned; units only get coarser and axes
+fewer, so it ends. A seed whose axis would be left with one unit stays whole.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ class Shapes:
 
     def __init__(self) -> None:
         self._primes: dict[str, int] = defaultdict(lambda: _PRIMES[len(self._primes) % len(_PRIMES)])
+        self._known: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a tensor."""
-        return tuple(int(evaluate(size, self._primes)) for size in node.meta["val"].shape)
+        if node.name not in self._known:
+            self._known[node.name] = tuple(int(evaluate(size, self._primes)) for size in node.meta["val"].shape)
+        return self._known[node.name]
 
 
 @dataclass(frozen=True)
@@ -97,42 +100,60 @@ def leaving(graph: Graph, layers: Iterable[str]) -> tuple[str, ...]:
 class _Propagation:
     def __init__(self, graph: Graph, nodes: Sequence[fx.Node], attention: bool, outputs: set[str]) -> None:
         self.nodes, self.attention, self.outputs = nodes, attention, outputs
+        self.order = {node.name: place for place, node in enumerate(nodes)}
         self.shape = Shapes()
         self.constants = constants(graph)
+        self.placed: list[Placed] = []
         self.layouts: dict[str, LayoutOf] = {}
         self.axes: dict[str, tuple[str, int, int, int]] = {}
         """Seed -> axis, outer, units, inner."""
         self.dropped: dict[str, str] = {}
         self.banned: set[tuple[str, int]] = set()
-        self.gathered: set[str] = set()
-        """Divided tensors that some operator takes whole."""
+        self.gathered: dict[str, str] = {}
+        """Divided tensor -> the first operator that takes it whole."""
         self.reasons: dict[str, str] = {}
         self.heads: dict[str, int] = {}
 
     def run(self) -> Propagated:
         while True:
-            self.layouts, self.reasons, self.heads, self.gathered = {}, {}, {}, set()
-            used: dict[str, None] = {}
-            placed = []
             try:
-                for node in self.nodes:
-                    placed.append(self._place(node))
-                    self.layouts[node.name] = placed[-1].layout
-                    used |= dict.fromkeys(_axes_of(placed[-1].layout))
-                self._check_gathers(placed)
+                for node in self.nodes[len(self.placed) :]:
+                    self.placed.append(self._place(node))
+                    self.layouts[node.name] = self.placed[-1].layout
+                self._check_gathers()
+                return self._propagated()
             except Refine as wish:
+                self._back(self._seeds(wish.axis))
                 self._refine(wish)
             except Merge as wish:
+                self._back(self._seeds(wish.one) + self._seeds(wish.two))
                 self._rename(wish.two, wish.one)
             except Drop as wish:
+                self._back(self._seeds(wish.axis))
                 self._drop(wish.axis, wish.reason)
             except Ban as wish:
                 self.banned.add(wish.choice)
+                self._back([node.name for node in self.nodes[:1]])
                 self.axes, self.dropped = {}, {}  # what the choice had coarsened
-            else:
-                first = {axis: next(entry for entry in self.axes.values() if entry[0] == axis) for axis in used}
-                axes = tuple(Axis(name, units, outer, inner, self.heads.get(name, 0)) for name, outer, units, inner in first.values())
-                return Propagated(tuple(placed), axes, self.reasons)
+
+    def _propagated(self) -> Propagated:
+        used = dict.fromkeys(axis for entry in self.placed for axis in _axes_of(entry.layout))
+        first = [next(entry for entry in self.axes.values() if entry[0] == axis) for axis in used]
+        axes = tuple(Axis(name, units, outer, inner, self.heads.get(name, 0)) for name, outer, units, inner in first)
+        return Propagated(tuple(self.placed), axes, self.reasons)
+
+    def _seeds(self, axis: str) -> list[str]:
+        return [seed for seed, entry in self.axes.items() if entry[0] == axis]
+
+    def _back(self, seeds: Sequence[str]) -> None:
+        """Forget everything from the first of these operators on."""
+        start = min(self.order[seed] for seed in seeds)
+        gone = {node.name for node in self.nodes[start:]}
+        self.placed = self.placed[:start]
+        for facts in (self.layouts, self.reasons):
+            for name in gone & facts.keys():
+                del facts[name]
+        self.gathered = {name: by for name, by in self.gathered.items() if by not in gone}
 
     # -- what rules ask
 
@@ -161,7 +182,8 @@ class _Propagation:
             placed = moved_sum(call) or self._by_rule(call)
         except NoRule as why:
             self.reasons[node.name] = f"{name}: {why}"
-            self.gathered |= {value.name for value in node.all_input_nodes}
+            for value in node.all_input_nodes:
+                self.gathered.setdefault(value.name, node.name)
             return Placed(node, WHOLE, node.target, node.args, node.kwargs)
         if name in ATTENTION and isinstance(placed.layout, Split):
             self.heads.setdefault(placed.layout.axis, placed.layout.size)
@@ -175,9 +197,9 @@ class _Propagation:
             return elementwise(call)
         raise NoRule("its input is whole only after a sum over the workers" if not divided else "no rule for this operator")
 
-    def _check_gathers(self, placed: Sequence[Placed]) -> None:
+    def _check_gathers(self) -> None:
         """A divided tensor that is gathered must consist of blocks whose number is known. Raises Drop otherwise."""
-        for entry in placed:
+        for entry in self.placed:
             for node in [*whole_uses(entry), *([entry.node] if entry.node.name in self.outputs else [])]:
                 layout = self.layouts.get(node.name, WHOLE)
                 if isinstance(layout, Split) and not isinstance(node.meta["val"].shape[layout.dim], int):

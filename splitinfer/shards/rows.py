@@ -40,7 +40,7 @@ class RowFlow:
     """Operator -> how it treats rows; None where it reads none."""
     layouts: dict[str, LayoutOf] = field(default_factory=dict)
     banned: set[tuple[str, int]] = field(default_factory=set)
-    gathered: set[str] = field(default_factory=set)
+    gathered: dict[str, str] = field(default_factory=dict)
     attention: bool = False
 
     def __post_init__(self) -> None:
@@ -113,9 +113,12 @@ def row_count(graph: Graph, names: Sequence[str]) -> int:
 
 
 def divide_rows(
-    graph: Graph, names: Sequence[str], shares: Sequence[int], exchange_after: Collection[str]
-) -> tuple[Division, dict[str, str]]:
-    """The block in tiles; `shares` are rows of its last output. Raises ShardError."""
+    graph: Graph, names: Sequence[str], rows: Sequence[int], weights: Sequence[int], exchange_after: Collection[str]
+) -> Division:
+    """The block in tiles: `rows` of its last output, and other tensors that are put together in proportion to `weights`.
+
+    Raises ShardError.
+    """
     found = flow(graph, names)
     unknown = [name for name in exchange_after if name not in names]
     if unknown:
@@ -123,13 +126,16 @@ def divide_rows(
     outputs, exchanged = leaving(graph, names), _exchanged(graph, names, exchange_after, found)
     ops = {op for name in names for op in graph.layers[name].ops}
     nodes = [node for node in graph.fx_graph.nodes if node.name in ops]
-    tiles = _Tiles(found, nodes, shares, outputs, exchanged)
+    joined = [name for name in (*outputs, *exchanged) if found.dims[name] is not None]
+    owned = {name: spans_of(apportion_units(found.height(name), weights)) for name in joined}
+    owned[next(name for name in reversed(outputs) if name in owned)] = spans_of(rows)
+    tiles = _Tiles(found, nodes, owned, exchanged)
     inputs = tuple(t.name for t in graph.tensors.values() if t.producer not in set(names) and set(names) & set(t.consumers))
     layouts = {name: tiles.layout(name) for name in (*inputs, *(node.name for node in nodes))}
     placed = tuple(_placed(found, node, layouts[node.name], tiles) for node in nodes)
-    workers = tuple(worker for worker, share in enumerate(shares) if share)
+    workers = tuple(worker for worker in range(len(rows)) if any(spans[worker][0] < spans[worker][1] for spans in owned.values()))
     halos = {name: tuple(tiles.wanted[name]) for name in exchanged if not tiles.suffices(name)}
-    return Division(placed, layouts, {}, inputs, outputs, constants(graph), found.shape, workers, halos), {}
+    return Division(placed, layouts, {}, inputs, outputs, constants(graph), found.shape, workers, halos)
 
 
 def _exchanged(graph: Graph, names: Sequence[str], after: Collection[str], found: RowFlow) -> set[str]:
@@ -146,18 +152,12 @@ def _exchanged(graph: Graph, names: Sequence[str], after: Collection[str], found
 class _Tiles:
     """The rows that each worker holds of each tensor."""
 
-    def __init__(
-        self, found: RowFlow, nodes: Sequence[fx.Node], shares: Sequence[int], outputs: Collection[str], exchanged: set[str]
-    ) -> None:
-        self.found, self.exchanged = found, exchanged
+    def __init__(self, found: RowFlow, nodes: Sequence[fx.Node], owned: Mapping[str, tuple[Span, ...]], exchanged: set[str]) -> None:
+        self.found, self.owned, self.exchanged = found, owned, exchanged
         self.wanted: dict[str, list[Span]] = {}
         """What the operators behind a tensor read of it."""
         self.held: dict[str, list[Span]] = {}
-        self.owned = {
-            name: spans_of(apportion_units(found.height(name), shares))
-            for name in {*outputs, *exchanged} if isinstance(found.dims.get(name), int)
-        }  # fmt: skip
-        empty = [(0, 0)] * len(shares)
+        empty = [(0, 0)] * len(next(iter(owned.values())))
         for node in reversed(nodes):
             step = found.steps[node.name]
             if step is None:
@@ -172,7 +172,7 @@ class _Tiles:
                 if found.dims.get(reading.node.name) is None:
                     continue
                 height = found.height(reading.node.name)
-                need = [clamped(reading.need(span), height) if span[0] < span[1] else (0, 0) for span in held]
+                need = [_some(clamped(reading.need(span), height), height) if span[0] < span[1] else (0, 0) for span in held]
                 before = self.wanted.get(reading.node.name, empty)
                 self.wanted[reading.node.name] = [hull(*pair) for pair in zip(before, need, strict=True)]
         for node in nodes:  # the parts of a tuple are all as tall as the tallest
@@ -191,6 +191,12 @@ class _Tiles:
             return WHOLE
         spans = tuple(self.held.get(name, self.wanted.get(name, [])))
         return Rows(dim if isinstance(dim, int) else dim[0], spans, self.owned.get(name, spans))
+
+
+def _some(span: Span, height: int) -> Span:
+    """At least one row: who reads nothing but padding still needs a tensor to pad."""
+    first = min(span[0], height - 1)
+    return span if span[0] < span[1] else (first, first + 1)
 
 
 def hull(one: Span, two: Span) -> Span:

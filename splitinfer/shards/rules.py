@@ -35,7 +35,7 @@ class Merge(Exception):
         self.one, self.two = one, two
 
 
-class Drop(Exception):  # noqa: N818
+class Drop(Exception):
     """The layers that opened an axis stay whole."""
 
     def __init__(self, axis: str, reason: str) -> None:
@@ -56,7 +56,7 @@ class State(Protocol):
 
     layouts: dict[str, LayoutOf]
     banned: set[tuple[str, int]]
-    gathered: set[str]
+    gathered: dict[str, str]
     attention: bool
 
     def shape(self, node: fx.Node) -> tuple[int, ...]: ...

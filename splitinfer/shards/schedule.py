@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from splitinfer.shards.layouts import WHOLE, Cut, Each, Extent, First, LayoutOf, Local, Partial, Placed, Rows, Span, Split, Window
+from splitinfer.shards.layouts import WHOLE, Cut, Extent, First, LayoutOf, Local, Partial, Placed, Rows, Span, Split, Window
 from splitinfer.shards.propagate import Shapes
 
 
@@ -90,8 +90,6 @@ def needs(placed: Placed, division: Division) -> list[Need]:
                 whole(value.node)
             case First():
                 walk(value.value)
-            case Each():
-                walk(list(value.values))
             case list() | tuple():
                 for item in value:
                     walk(item)
@@ -148,8 +146,6 @@ def resolved(value: Any, worker: int, division: Division, take: Any) -> Any:
             return take(value)
         case Extent():
             return value.split.local(division.spans[value.split.axis][worker])
-        case Each():
-            return value.values[worker]
         case First():
             span = division.spans[value.axis][worker]
             return resolved(value.value, worker, division, take) if span[0] == 0 else None

@@ -30,9 +30,7 @@ class Controller:
     does not know the future, nor the queues.
     """
 
-    def __init__(
-        self, programs: Sequence[Program], carrier: Carrier, failed: Callable[[float], set[str]], migration_cost_s: float
-    ) -> None:
+    def __init__(self, programs: Sequence[Program], carrier: Carrier, failed: Callable[[float], set[str]], migration_cost_s: float) -> None:
         """`programs`: what each plan does, as expected."""
         from partitioners.switching import Switching  # here: a simulation without re-planning needs nothing of that package
 

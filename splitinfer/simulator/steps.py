@@ -64,9 +64,7 @@ class Transfer:
 
     def scaled(self, share: float) -> Transfer:
         """This for a share of the requests."""
-        return replace(
-            self, nbytes=share * self.nbytes, share=share * self.share, after_s=share * self.after_s, held_s=share * self.held_s
-        )
+        return replace(self, nbytes=share * self.nbytes, share=share * self.share, after_s=share * self.after_s, held_s=share * self.held_s)
 
     def joined(self, other: Transfer) -> Transfer:
         """The same packet with another's bytes added."""

@@ -113,9 +113,10 @@ class Work:
                     self._stages[place].encode_s += self._coding_s(tensor.name, codec, home, decode=False)
             self._stages[place].sent[tensor.name] = self._nbytes(tensor, codec)
         for place in decoders:
-            codec = "raw" if self._tier(place) == home else self._codec(tensor)
-            if streamed and codec != "raw":
-                continue
+            here = self._tier(place) == home
+            if streamed and not here:
+                continue  # piece by piece, above
+            codec = "raw" if here else self._codec(tensor)
             self._stages[place].decode_s += self._coding_s(tensor.name, codec, self._tier(place), decode=True)
 
     def _in_pieces(self, tensor: str, codec: str, place: int, encode: bool, decode: bool) -> Step:
@@ -131,7 +132,7 @@ class Work:
         ends = [self._times[name] for name in (lower, higher)]
         made, read = (times.base.pieces.get(tensor, {}).get(codec) for times in ends)
         if made is None or read is None:
-            raise ProfileError(f"'{tensor}' travels in pieces, and the profile has no times for them with '{codec}'; profile and plan again")
+            raise ProfileError(f"'{tensor}' travels in pieces, and the profile has no times of them with '{codec}'; profile again")
         links = [f"{a}:{b}" for a, b in pairwise(self.plan.tiers[self._tier(place) : self._tier(place + 1) + 1])]
         rest: tuple[Step, ...] = ()
         for (encode_s, nbytes, _), (_, _, decode_s) in reversed(list(zip(made, read, strict=True))):
@@ -194,7 +195,7 @@ class Work:
                 self._carry(made, place - 1, place)
             results_s = sum(self._coding_s(t.name, "raw", self._home[place], decode=False) for t in self._results(outcome, place))
             made[0, place, 0] = self._compute(place, outcome, results_s, onward=place < last)
-        back = {place: sum(self._nbytes(t, "raw") for t in self._results(outcome, place)) for place in range(last + 1)}
+        back = [sum(t.sent_nbytes.get("raw", t.nbytes) for t in self._results(outcome, place)) for place in range(last + 1)]
         for place in range(last, _SOURCE, -1):
             nbytes = sum(back[above] for above in range(place, last + 1)) + self.profile.packet_nbytes
             tiers = self.plan.tiers[self._tier(place - 1) : self._home[place] + 1][::-1]

@@ -19,17 +19,21 @@ from cluster.errors import ClusterError
 from cluster.link import Link
 from cluster.testbed import hosts, links, namespaces, relay
 from cluster.topology import LinkSpec, Topology
+from splitinfer import capture, zoo
+from splitinfer.plans import Plan
+from splitinfer.verify import balanced_stages
 
 needs_root = pytest.mark.skipif(bool(testbed.missing()), reason=f"a testbed needs root and iproute2: {testbed.missing()}")
 
-TOPOLOGY = Topology.loads("""
+YAML = """
 version: 1
 tiers: [{name: device, compute: {factor: 2}}, {name: edge, compute: measured}, {name: cloud, compute: measured}]
 links:
   - {between: [device, edge], up: 40 Mbps, down: 10 Mbps, latency: 5 ms}
   - {between: [edge, cloud], up: 20 Mbps, latency: 10 ms}
 direct: {up: 8 Mbps, latency: 30 ms}
-""")
+"""
+TOPOLOGY = Topology.loads(YAML)
 LINK = ("device", "edge")
 
 
@@ -338,6 +342,18 @@ class TestWithoutRoot:
         with pytest.raises(ClusterError, match="is no name for a testbed"):
             hosts._checked(name)
 
+    @needs_root
+    def test_the_command_line_refuses_in_one_line(self, tmp_path):
+        for arguments, message in [
+            (["up", "none.yaml"], "splitinfer: none.yaml: cannot be read: No such file or directory"),
+            (["down", "../up"], "splitinfer: no testbed '../up' is up; up: "),
+            (["run", "x:y", "--plan", "plan.json", "--name", "nothere"], "splitinfer: no testbed 'nothere' can be used"),
+        ]:
+            done = splitinfer(*arguments)
+            assert done.returncode == 2
+            assert done.stderr.startswith(message)
+            assert done.stderr.count("\n") == 1
+
 
 class TestChoice:
     @pytest.mark.parametrize(
@@ -367,18 +383,22 @@ class Pipe:
 
 
 class TestRelay:
-    @given(st.lists(st.tuples(st.floats(0, 0.5), st.integers(20, 1500)), max_size=30), st.floats(1e4, 1e8), st.floats(0, 0.2))
-    def test_packets_fly_as_the_declared_link_says(self, sends, bytes_per_s, latency_s):
+    @given(
+        st.lists(st.tuples(st.floats(0, 0.5), st.integers(20, 1500)), max_size=30), st.floats(1e4, 1e8), st.floats(0, 0.2),
+        st.sampled_from([5_000, relay.QUEUE_NBYTES]),
+    )  # fmt: skip
+    def test_packets_fly_as_the_declared_link_says_until_the_queue_is_full(self, sends, bytes_per_s, latency_s, queue_nbytes):
         lower, page = Pipe(), _page(bytes_per_s, 1.0, latency_s)
         way = relay.Direction(lower.inside.fileno(), -1, True, Link(1.0), relay.deque())
         declared, now_s, expected = Link(bytes_per_s, latency_s), 100.0, []
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(relay, "QUEUE_NBYTES", queue_nbytes)
             for pause_s, nbytes in sends:
                 now_s += pause_s
                 patch.setattr(relay.time, "monotonic", lambda now_s=now_s: now_s)
                 lower.outside.send(bytes(nbytes))
                 relay._accept(way, page)
-                if declared.starts_s(now_s) - now_s < relay.QUEUE_S:
+                if (declared.starts_s(now_s) - now_s) * bytes_per_s < relay.QUEUE_NBYTES:
                     expected.append((declared.reserve(now_s, nbytes)[1], bytes(nbytes)))
         assert list(way.flying) == expected
         lower.inside.close()
@@ -406,6 +426,10 @@ def _page(*rates):
     page._numbers = memoryview(bytearray(32)).cast("d")
     page.rates = rates
     return page
+
+
+def splitinfer(*arguments):
+    return subprocess.run([sys.executable, "-m", "splitinfer", "testbed", *arguments], capture_output=True, text=True, timeout=200)
 
 
 DRIVER = """
@@ -463,6 +487,28 @@ class TestRayOnHosts:
         assert crossed["device", "edge"]["counted_nbytes"] < 2000
         # At least the packet's time on an 8 Mbps link, and its latency there and back.
         assert found["report"]["latency_s"]["p50"] > direct["packet_nbytes"] / 1e6 + 0.060
+
+    def test_on_the_command_line(self, tmp_path):
+        (tmp_path / "cluster.yaml").write_text(YAML)
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        Plan.by_hand(graph, balanced_stages(graph, 3), ["device", "edge", "cloud"]).save(tmp_path / "plan.json")
+        up = splitinfer("up", str(tmp_path / "cluster.yaml"), "--json")
+        assert up.returncode == 0, up.stderr
+        name = json.loads(up.stdout)["name"]
+        try:
+            done = splitinfer(
+                "run", "splitinfer.zoo:digits", "--plan", str(tmp_path / "plan.json"), "--requests", "5", "--name", name, "--json"
+            )
+            assert done.returncode == 0, done.stderr
+            crossed = {(row["source"], row["target"]): row for row in json.loads(done.stdout)["links"]}
+            for way in [("device", "edge"), ("edge", "cloud")]:
+                assert 5000 < crossed[way]["packet_nbytes"] < crossed[way]["counted_nbytes"]
+            assert crossed["device", "cloud"]["packet_nbytes"] == 0
+        finally:
+            down = splitinfer("down", name, "--json")
+        assert json.loads(down.stdout) == {"name": name}
+        assert left_behind(name) == NOTHING
 
     def test_down_while_a_plan_runs_ends_it_too(self):
         with testbed.Testbed.up(TOPOLOGY) as bed:

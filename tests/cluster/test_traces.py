@@ -1,13 +1,15 @@
 """Rates over time: against sums by hand, small steps, and the formats of files."""
 
+import asyncio
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.clock import VirtualClock
 from cluster.errors import TraceError
-from cluster.link import Link
+from cluster.link import Link, PacedLink
 from cluster.traces import Trace, load_trace
 
 STEPS = Trace((0.0, 3.0, 5.0), (3.0, 0.0, 6.0), 8.0)  # the one drawn in the module's docstring; 27 bytes a round
@@ -152,3 +154,25 @@ class TestMahimahi:
 def test_times_and_rates_must_pair():
     with pytest.raises(TraceError, match="got 1 times and 2 rates"):
         Trace((0.0,), (1.0, 2.0), 3.0)
+
+
+def test_the_runtime_sleeps_as_long_as_the_simulator_schedules():
+    """One link, two users: the paced sender on a virtual clock, and plain arithmetic on an equal link."""
+
+    def a_link():
+        return Link(1.0, 0.5, jitter_s=0.2, loss=0.1, trace=STEPS, seed=7)
+
+    async def sent():
+        paced, arrived = PacedLink(a_link(), clock), []
+        for nbytes in (6, 12, 0, 20):
+            await paced.send(nbytes)
+            arrived.append(clock.now_s())
+        return arrived
+
+    clock = VirtualClock()
+    arrived = asyncio.run(clock.run(sent()))
+    link, ready_s, expected = a_link(), 0.0, []
+    for nbytes in (6, 12, 0, 20):
+        ready_s = link.reserve(ready_s, nbytes)[1]
+        expected.append(ready_s)
+    assert arrived == pytest.approx(expected)

@@ -73,8 +73,8 @@ class TestServed:
         ran = {"behind the exit": 0, "cloud": 0}
         count = lambda key: lambda *_: ran.__setitem__(key, ran[key] + 1)  # noqa: E731
         assert [len(parts) for parts in pipeline.stages] == [2, 2]
-        pipeline.stages[0][1].module.register_forward_hook(count("behind the exit"))
-        pipeline.stages[1][0].module.register_forward_hook(count("cloud"))
+        pipeline.stages[0][1][0].module.register_forward_hook(count("behind the exit"))
+        pipeline.stages[1][0][0].module.register_forward_hook(count("cloud"))
         for image, confident in zip(digits.held_out.split(1), sure.tolist(), strict=True):
             before = dict(ran)
             answer, trace = pipeline.traced(image)
@@ -302,7 +302,7 @@ links:
     links = {"exit.relu": 0, "exit.max_pool2d_1": 1, "": 2}
     seen = set()
     with LocalCluster(["device", "edge", "cloud"]) as cluster, deploy(applied, plan, topology, cluster=cluster) as pipeline:
-        held = [sum(part.weight_nbytes for part in parts) for parts in local.stages]
+        held = [sum(part.weight_nbytes for within in parts for part in within) for parts in local.stages]
         assert [stage["weight_nbytes"] for stage in pipeline.info()] == held
         for image in digits.held_out.split(1):
             expected, traced = local.traced(image)

@@ -68,7 +68,7 @@ class TestUnusedHeads:
         assert made.stages == expected.stages
         assert [rival.cost for rival in made.baselines] == [rival.cost for rival in expected.baselines]
         pipeline = Pipeline.local(both.graph, made)
-        held = {layer for parts in pipeline.stages for part in parts for layer in part.layers}
+        held = {layer for parts in pipeline.stages for within in parts for part in within for layer in part.layers}
         assert held == set(both.narrow.layers)
         assert verify_split(both.graph, as_module(both.narrow), replace(made, crossings=())).exact
 

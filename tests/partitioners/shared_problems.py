@@ -1,6 +1,7 @@
 """Small problems whose ops may be divided, and all of their plans: the oracle of the search over blocks.
 
-Plans are enumerated and added up here, blocks priced by `walk_blocks`, and cut vertices found by what they are. Nothing of `division`, `sizing`, `pieces`, `bills` or `hybrid` is used.
+Plans are enumerated and added up here, blocks are priced by `walk_blocks`, and cut vertices are found by what they are.
+Nothing of `division`, `sizing`, `pieces`, `bills` or `hybrid` is used.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def shared_problem(seed: int, most_ops: int = 3) -> Problem:
     heights, taps = [rng.randint(2, 4)], [(1, 1, 1, 0)]
     for i in range(1, n + 1):
         joins = sum(i in to for to in users.values()) > 1
-        kernel, stride, dilation, padding = (1, 1, 1, 0) if joins else rng.choice([(1, 1, 1, 0), (3, 1, 1, 1), (2, 2, 1, 0), (2, 1, 2, 1), (3, 1, 1, 0)])
+        kernel, stride, dilation, padding = (
+            (1, 1, 1, 0) if joins else rng.choice([(1, 1, 1, 0), (3, 1, 1, 1), (2, 2, 1, 0), (2, 1, 2, 1), (3, 1, 1, 0)])
+        )
         height = (heights[-1] + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
         if height < 1:
             kernel, stride, dilation, padding, height = 1, 1, 1, 0, heights[-1]
@@ -67,7 +70,8 @@ def limited(problem: Problem, seed: int) -> Problem:
 
 def _tier(rng: random.Random, name: str, workers: int) -> Tier:
     joined = [
-        Worker(f"{name}w{w}", rng.uniform(4, 60), rng.choice([None, rng.uniform(4, 60)]), rng.choice([0.0, 0.02])) for w in range(1, workers)
+        Worker(f"{name}w{w}", rng.uniform(4, 60), rng.choice([None, rng.uniform(4, 60)]), rng.choice([0.0, 0.02]))
+        for w in range(1, workers)
     ]
     return Tier(name, watts=1.0, workers=(Worker(f"{name}w0"), *joined) if workers else ())
 
@@ -81,9 +85,20 @@ def _layouts(rng: random.Random, tier: Tier, before: int, after: int, taps: tupl
         yield Layout(tier.name, "rows", after, seconds(1 / after), seconds(0.05), rng.choice([1, 1, 2]), rng.randint(1, 9),
                      kernel=kernel, stride=stride, dilation=dilation, padding=padding, input_units=before)  # fmt: skip
     axis = rng.choice(["channels", "channels", "heads"])
-    forms = {takes: gives for takes, gives in rng.sample(FORMS, rng.randint(1, 3))}
+    forms = dict(rng.sample(FORMS, rng.randint(1, 3)))
     for takes, gives in forms.items() if rng.random() < 0.8 else ():
-        yield Layout(tier.name, axis, count, seconds(1 / count), seconds(0.05), rng.choice([1, 1, 2]), rng.randint(0, 2), rng.randint(1, 3), takes, gives)
+        yield Layout(
+            tier.name,
+            axis,
+            count,
+            seconds(1 / count),
+            seconds(0.05),
+            rng.choice([1, 1, 2]),
+            rng.randint(0, 2),
+            rng.randint(1, 3),
+            takes,
+            gives,
+        )
 
 
 # -- all plans
@@ -123,8 +138,8 @@ class EveryPlan:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.pieces = problem, cut_vertices(problem)
-        self.prices: dict[tuple[Block, Block | None], Team] = {}
-        self.count = 0
+        self.prices: dict[tuple[Block, Block | None], tuple[float, dict[tuple[str, int], float]]] = {}
+        self.choices: dict[tuple[int, int], list[tuple[Block, int]]] = {}
 
     def least(self, objective: Objective) -> float | None:
         """Return the least value of all plans that keep the limits."""
@@ -136,20 +151,25 @@ class EveryPlan:
         return self.best
 
     def _end(self, bill: Bill) -> None:
-        self.count += 1
         p = self.problem
         for tier in p.tiers:
             held = [bill.memory.get((tier.name, w), 0.0) for w in range(max(1, len(tier.workers)))]
             limits = [(sum(held), tier.memory_bytes), *((held[w], worker.memory_bytes) for w, worker in enumerate(tier.workers))]
             if any(limit is not None and used > limit * (1 + 1e-9) for used, limit in limits):
                 return
-        named = {"latency_s": bill.additive[0], "energy_j": bill.additive[1], "error": bill.additive[3], "interval_s": max(bill.loads.values(), default=0.0)}
+        latency, energy, _, error = bill.additive
+        named = {"latency_s": latency, "energy_j": energy, "error": error, "interval_s": max(bill.loads.values(), default=0.0)}
         if any(named[name] > limit * (1 + 1e-9) for name, limit in p.limits.items()):
             return
-        value = sum(w * a for w, a in zip(self.weights, bill.additive, strict=True)) + self.interval * named["interval_s"]
+        value = self._value(bill)
         self.best = value if self.best is None else min(self.best, value)
 
+    def _value(self, bill: Bill) -> float:
+        return sum(w * a for w, a in zip(self.weights, bill.additive, strict=True)) + self.interval * max(bill.loads.values(), default=0.0)
+
     def _go(self, at: int, tier: int, before: Block | None, bill: Bill, crossed: bool) -> None:
+        if self.best is not None and self._value(bill) > self.best * (1 + 1e-9):
+            return  # costs only add up
         if at == len(self.pieces):
             self._end(bill)
             return
@@ -159,13 +179,19 @@ class EveryPlan:
             for stop in range(tier + 1, len(self.problem.tiers)) if at and not crossed else ():
                 for added in self._crossings(at, tier, stop):
                     self._go(at, stop, None, bill.plus(*added), True)
-        for block, end in self._blocks(at, tier):
+        if (at, tier) not in self.choices:
+            self.choices[at, tier] = list(self._blocks(at, tier))
+        for block, end in self.choices[at, tier]:
             if not divided or block.axis == "rows":
-                team = Team(self.problem, block, before)
-                shares = team.shares()
-                seconds = max(share.compute_s + share.exchange_s for share in shares.values())
-                memory = {(block.tier, w): share.memory_bytes for w, share in shares.items()}
+                seconds, memory = self._price(block, before)
                 self._go(end, tier, block, self._worked(bill, tier, seconds, memory, self.pieces[end - 1]), False)
+
+    def _price(self, block: Block, before: Block | None) -> tuple[float, dict[tuple[str, int], float]]:
+        if (block, before) not in self.prices:
+            shares = Team(self.problem, block, before).shares()
+            seconds = max(share.compute_s + share.exchange_s for share in shares.values())
+            self.prices[block, before] = seconds, {(block.tier, w): share.memory_bytes for w, share in shares.items()}
+        return self.prices[block, before]
 
     def _worked(self, bill: Bill, tier: int, seconds: float, memory: dict[tuple[str, int], float], ops: list[str]) -> Bill:
         place = self.problem.tiers[tier]
@@ -194,7 +220,10 @@ class EveryPlan:
             error = 0.0
             for (a, b), codec in zip(legs, codecs, strict=True):
                 error += codec.error
-                spent = [(f"tier{a}", codec.encode_s[a] if codec.encode_s else 0.0), (f"tier{b}", codec.decode_s[b] if codec.decode_s else 0.0)]
+                spent = [
+                    (f"tier{a}", codec.encode_s[a] if codec.encode_s else 0.0),
+                    (f"tier{b}", codec.decode_s[b] if codec.decode_s else 0.0),
+                ]
                 spent += [(f"up{j}", codec.nbytes / self.problem.links[j].bytes_per_s) for j in range(a, b)]
                 for place, seconds in spent:
                     loads[place] = loads.get(place, 0.0) + seconds * tensor.reach
@@ -240,3 +269,37 @@ class EveryPlan:
                 takes = () if rows else tuple(each.takes for each in form.values())
                 for leaves in leavings:
                     yield Block(tuple(names), place.name, axis, shares, takes, leaves)  # type: ignore[arg-type]
+
+
+# -- chains for fused blocks, and by hand
+
+
+def conv_chain(seed: int) -> Problem:
+    """Two to five ops by rows alone, on one tier of two or three workers."""
+    rng = random.Random(seed)
+    n, tier = rng.randint(2, 5), _tier(rng, "t0", rng.choice([2, 2, 3]))
+    height, ops, tensors = rng.randint(3, 5), [Op("o0", (0.0,), "t0")], []
+    for i in range(1, n + 1):
+        kernel, stride, padding = rng.choice([(1, 1, 0), (3, 1, 1), (3, 1, 1), (2, 1, 0), (3, 2, 1)])
+        after = (height + 2 * padding - kernel) // stride + 1
+        if after < 2:
+            kernel, stride, padding, after = 3, 1, 1, height
+        seconds = tuple(rng.uniform(0.1, 1) for _ in tier.workers)
+        form = Layout("t0", "rows", after, seconds, tuple(rng.choice([0.0, 0.1]) for _ in tier.workers), rng.choice([1, 1, 2]),
+                      kernel=kernel, stride=stride, padding=padding, input_units=height)  # fmt: skip
+        tensors.append(Tensor(f"o{i - 1}", (f"o{i}",), rng.uniform(1, 9)))
+        ops.append(Op(f"o{i}", (rng.uniform(0.5, 5),), layouts=(form,)))
+        height = after
+    return Problem((tier,), (), tuple(ops), (*tensors, Tensor(f"o{n}", (), rng.uniform(1, 9), True)))
+
+
+def phones(workers: int, kernels: list[int], height: int, bytes_per_s: float = 1e12, nbytes: float = 1.0) -> Problem:
+    """Equal workers, a second a row, and convolutions that keep the height; a cloud far away that takes no time."""
+    device = Tier("device", workers=(Worker("w0"), *(Worker(f"w{w}", bytes_per_s) for w in range(1, workers))))
+    ops, tensors = [Op("o0", (0.0, 0.0), "device")], []
+    for i, kernel in enumerate(kernels, 1):
+        form = Layout("device", "rows", height, (1.0,) * workers, kernel=kernel, padding=kernel // 2)
+        ops.append(Op(f"o{i}", (float(height), 0.0), layouts=(form,)))
+        tensors.append(Tensor(f"o{i - 1}", (f"o{i}",), nbytes))
+    last = Tensor(f"o{len(kernels)}", (), nbytes, True)
+    return Problem((device, Tier("cloud")), (Link(1e-3, 0.0),), tuple(ops), (*tensors, last))

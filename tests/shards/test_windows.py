@@ -54,10 +54,11 @@ def test_pooling(kind, size, stride, padding, ceil, height, shares):
     check_module(pool, (image(height, 9) - 3.0,), "rows", shares)  # all below zero: a zero padding would win
 
 
-@found_by(st.integers(0, 3), st.integers(0, 3), st.sampled_from([0.0, -1.5]), st.integers(2, 12), SHARES)
-def test_explicit_padding(above, below, value, height, shares):
-    model = nn.Sequential(nn.ConstantPad2d((1, 2, above, below), value), nn.Conv2d(4, 4, 3, padding=1))
-    check_module(model, (image(height),), "rows", shares)
+@found_by(st.integers(0, 3), st.integers(0, 5), st.sampled_from([0.0, -1.5]), st.integers(2, 12), SHARES, st.sets(st.sampled_from("012")))
+def test_explicit_padding(above, below, value, height, shares, after):
+    """Also where a worker's rows are nothing but padding, which then has nothing to read."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ConstantPad2d((1, 2, above, below), value), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    check_module(model, (image(height),), "rows", shares, exchange_after=after)
 
 
 class Residual(nn.Module):
@@ -108,6 +109,19 @@ def test_channels_last_and_one_dimension():
     check_module(signal, (torch.randn(2, 4, 37),), "rows", [2, 3, 1])
     check_module(nn.Conv2d(4, 4, 3, padding="same"), (image(9),), "rows", [1, 1, 1])
     check_module(nn.Sequential(nn.Conv2d(4, 4, 3)), (image(30),), "rows", [1, 1], dynamic="batch")
+
+
+def test_a_worker_without_a_last_row_works_before_it():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(4), nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2))
+    block = check_module(model, (image(16, 16),), "rows", [1, 1, 1], exchange_after=["1"])
+    assert (block.shares, block.workers) == ((1, 1, 0), (0, 1, 2))
+    assert check_module(model, (image(16, 16),), "rows", [1, 1, 1]).workers == (0, 1)
+
+
+def test_a_worker_with_nothing_but_padding():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ConstantPad2d((0, 0, 0, 4), 0.0), nn.Conv2d(4, 4, 1))
+    for after in ((), "0", "1", "01"):
+        check_module(model, (image(2),), "rows", [1, 1, 1], exchange_after=after)
 
 
 def test_padding_wider_than_the_kernel():

@@ -12,7 +12,7 @@ from splitinfer.profiles import Framework, LayerProfile, Measurement, Profile, T
 CODECS = ("raw", "int8", "zstd")
 
 
-def a_profile(seconds, tensors, *, codec_s=None, wake_s=0.0, packet_nbytes=0, framework=None, together=(), exits=(), stateful=False):
+def a_profile(seconds, tensors, *, codec_s=None, wake_s=0.0, packet_nbytes=0, framework=None, together=(), exits=(), pieces=None):
     """`tensors`: (name, producer, consumers, nbytes, returned)."""
     layers = tuple(LayerProfile(name, 10, 100, 0, 0) for name in seconds)
     specs = tuple(
@@ -21,9 +21,10 @@ def a_profile(seconds, tensors, *, codec_s=None, wake_s=0.0, packet_nbytes=0, fr
         for name, producer, consumers, nbytes, returned in tensors
     )  # fmt: skip
     coding = codec_s or {t.name: dict.fromkeys(CODECS, (0.0, 0.0)) for t in specs}
-    measured = Measurement(None, "test machine", "cpu", 1, sum(seconds.values()), wake_s, seconds, dict.fromkeys(seconds, 0.0), coding)
+    spread = dict.fromkeys(seconds, 0.0)
+    measured = Measurement(None, "test machine", "cpu", 1, sum(seconds.values()), wake_s, seconds, spread, coding, pieces or {})
     return Profile(
-        "test", "f" * 16, stateful, layers, specs, tuple(together), (measured,), packet_nbytes, framework or Framework(), tuple(exits)
+        "test", "f" * 16, False, layers, specs, tuple(together), (measured,), packet_nbytes, framework or Framework(), tuple(exits)
     )
 
 
@@ -34,7 +35,16 @@ def a_topology(factors, links, direct=None, **figures):
     return Topology(tiers, specs, direct and LinkSpec(("t0", f"t{len(factors) - 1}"), *direct))
 
 
-def random_profile(chance, blocks=3, symmetric=False):
+def some_pieces(chance, nbytes, encode_s, decode_s):
+    """What a tensor takes, divided at random over two to five pieces."""
+    count = chance.randint(2, 5)
+    shares = [[chance.uniform(0.2, 1) for _ in range(count)] for _ in range(2)]
+    made, read = ([share / sum(side) for share in side] for side in shares)
+    sizes = [nbytes // count + 8 for _ in range(count)]
+    return tuple((encode_s * a, size, decode_s * b) for a, b, size in zip(made, read, sizes, strict=True))
+
+
+def random_profile(chance, blocks=3, in_pieces=False):
     """Blocks of layers behind each other, each reached through one tensor, where an exit may hang; skips inside a block.
 
     Returns the profile and its exits.
@@ -66,19 +76,24 @@ def random_profile(chance, blocks=3, symmetric=False):
         reach *= chance.random()
         exits.append(PlannedExit(head, f"{head}.answer", f"{head}.sure", waist, 0.5, reach))
     coding = {name: {codec: (chance.uniform(0, 0.02), chance.uniform(0, 0.02)) for codec in CODECS} for name, *_ in tensors}
+    sent = {"raw": 1, "int8": 4, "zstd": 2}
+    pieces = {
+        name: {codec: some_pieces(chance, nbytes // sent[codec], *coding[name][codec]) for codec in CODECS}
+        for name, producer, _, nbytes, _ in tensors if in_pieces and producer != INPUT
+    }  # fmt: skip
     profile = a_profile(
         {name: chance.uniform(0, 0.1) for name in names}, tensors, codec_s=coding, wake_s=chance.uniform(0, 0.01),
-        packet_nbytes=chance.randint(1, 1000) if symmetric else 0,
+        packet_nbytes=chance.randint(1, 1000),
         framework=Framework(chance.uniform(0, 0.01), chance.uniform(0, 1e-7), True),
-        together=together, exits=[each.layer for each in exits],
+        pieces=pieces, together=together, exits=[each.layer for each in exits],
     )  # fmt: skip
     return profile, exits
 
 
-def random_topology(chance, symmetric=False):
+def random_topology(chance):
     def link():
         up = 10 ** chance.uniform(4, 7)
-        return up, up if symmetric else 10 ** chance.uniform(4, 7), chance.uniform(0, 0.05)
+        return up, 10 ** chance.uniform(4, 7), chance.uniform(0, 0.05)
 
     count = chance.choice([1, 2, 2, 3, 3, 4])
     direct = link() if count > 2 and chance.random() < 0.5 else None
@@ -103,11 +118,11 @@ def a_random_strategy(chance, topology):
     return strategy
 
 
-def random_case(seed, symmetric=False):
-    """Profile, topology and plan: the best one, or any. With `symmetric` links there are headers."""
+def random_case(seed, in_pieces=False):
+    """Profile, topology and plan: the best one, or any."""
     chance = Random(seed)
-    profile, exits = random_profile(chance, symmetric=symmetric)
-    topology = random_topology(chance, symmetric)
+    profile, exits = random_profile(chance, in_pieces=in_pieces)
+    topology = random_topology(chance)
     exits = exits[: chance.randint(0, len(exits))]
     if chance.random() < 0.7:
         try:

@@ -25,30 +25,39 @@ def idle_s(made, profile, topology, **options):
     return simulate(made, profile, topology, ClosedLoop(1), requests=1, **options).latency_s.mean
 
 
-def check(seed, symmetric):
-    profile, topology, made = random_case(seed, symmetric)
+def check(seed, in_pieces=False):
+    profile, topology, made = random_case(seed, in_pieces)
     made, profile = Plan.from_json(made.to_json()), Profile.from_json(profile.to_json())  # the files are enough
     found = idle_s(made, profile, topology, expected=True)
-    assert found == pytest.approx(made.cost.latency_s, rel=1e-9), (seed, symmetric)
+    assert found == pytest.approx(made.cost.latency_s, rel=1e-9), seed
     return made
 
 
-# The planner prices the header of a packet at the rate of the way up, both ways; so with headers the two rates are equal.
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_an_idle_request_takes_what_the_plan_predicts(symmetric):
-    plans = [check(seed, symmetric) for seed in range(120)]
+def test_an_idle_request_takes_what_the_plan_predicts():
+    plans = [check(seed) for seed in range(160)]
     # The cases are what they should be.
-    assert sum(len(made.stages) > 1 for made in plans) > 25
+    assert sum(len(made.stages) > 1 for made in plans) > 20
     assert sum(bool(made.exits) for made in plans) > 8
     assert sum(len(crossing.links) > 1 for made in plans for crossing in made.crossings) > 8
     assert {crossing.codec for made in plans for crossing in made.crossings} == set(CODECS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_an_idle_request_takes_what_the_plan_predicts_at_length(symmetric):
-    for seed in range(1000, 3000):
-        check(seed, symmetric)
+def test_an_idle_request_takes_what_the_plan_predicts_at_length():
+    for seed in range(1000, 5000):
+        check(seed)
+
+
+def test_tensors_in_pieces_overlap_as_planned():
+    """Each over one hop. Where a tensor in pieces passes a tier that works, the plan counts as if it were encoded there again."""
+    streamed = 0
+    for seed in range(80, 120):
+        made = random_case(seed, in_pieces=True)[2]
+        used = {made.tiers.index(stage.tier) for stage in made.stages}
+        if not any(each.streamed and used & set(each.links[1:]) for each in made.crossings):
+            check(seed, in_pieces=True)
+            streamed += sum(each.streamed for each in made.crossings)
+    assert streamed > 8
 
 
 def test_the_ways_a_request_can_end_average_to_what_is_expected():
@@ -85,7 +94,7 @@ def alone_s(program, topology):
 def test_energy_and_money_are_the_plans_where_the_framework_costs_nothing():
     for seed in range(20):
         profile, topology, made = random_case(seed)
-        profile = replace(profile, framework=Framework(), measurements=(replace(profile.measurements[0], wake_s=0.0),))
+        profile = replace(profile, packet_nbytes=0, framework=Framework(), measurements=(replace(profile.measurements[0], wake_s=0.0),))
         tiers = tuple(replace(tier, watts=2.0 + i, price_per_s=0.1 + i) for i, tier in enumerate(topology.tiers))
         links = tuple(replace(link, joules_per_byte=1e-6 * (1 + i), price_per_byte=1e-7) for i, link in enumerate(topology.links))
         topology = Topology(tiers, links)
