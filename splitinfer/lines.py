@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations, pairwise
 
 import partitioners as p
+from cluster.tiers import Peer
 from cluster.topology import LinkSpec, TierSpec, Topology
 from splitinfer.calibrations import Calibration
 from splitinfer.errors import PlanError
@@ -18,6 +20,7 @@ from splitinfer.learn.reach import Passing
 from splitinfer.overlap import overlapped_s
 from splitinfer.plans import INPUT, Cost, Crossing, PlannedExit, PlannedStage
 from splitinfer.profiles import Profile, TensorProfile, TierTimes
+from splitinfer.vertical import Machines, planned_blocks
 
 _ENTRY = "<entry>"
 _IN_PIECES = " in pieces"  # ends the name of a codec whose encoding, wire and decoding overlap
@@ -38,6 +41,8 @@ class Line:
     """Of the tiers in use."""
     hops: tuple[tuple[LinkSpec, ...], ...]
     """Links between one used tier and the next, in the order of travel."""
+    peers: tuple[tuple[Peer, ...], ...] = ()
+    """Of the tiers in use: machines that can share their layers."""
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -58,7 +63,9 @@ def lines_of(topology: Topology) -> Iterator[Line]:
         counts = range(len(names)) if len(names) <= MOST_TIERS else (0, 1, 2, len(rest))
         for chosen in (chosen for count in counts for chosen in combinations(rest, count)):
             used = (0, *chosen)
-            yield Line(names, used, tuple(whole.tiers[i] for i in used), tuple(whole.path(a, b) for a, b in pairwise(used)))
+            specs = tuple(whole.tiers[i] for i in used)
+            peers = tuple(topology.peers(spec.name) for spec in specs)
+            yield Line(names, used, specs, tuple(whole.path(a, b) for a, b in pairwise(used)), peers)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class Wishes:
     """Layers, from the first, that stay on the device, with all that the tensors before the last of them lead to."""
     exits: tuple[PlannedExit, ...] = ()
     """Early exits, in the order in which a request meets them."""
+    vertical: bool = True
+    """Whether a tier may share layers with its peers."""
 
 
 class LineModel:
@@ -90,14 +99,22 @@ class LineModel:
         self.passing = Passing(profile, wishes.exits)
         self.specs = {tensor.name: tensor for tensor in profile.tensors}
         self._links = tuple(self._link(place, hop) for place, hop in enumerate(line.hops))
-        tiers = (p.Tier(spec.name, spec.memory_bytes, spec.watts or 0.0, spec.price_per_s or 0.0) for spec in line.specs)
+        self.machines = [
+            Machines.of(spec.name, spec.memory_bytes, own, peers if wishes.vertical else (), profile)
+            for spec, own, peers in zip(line.specs, self.times, line.peers or ((),) * len(line.specs), strict=True)
+        ]
         self.problem = p.Problem(
-            tiers=tuple(tiers), links=self._links,
+            tiers=tuple(self._tier(place) for place in range(len(line.specs))), links=self._links,
             ops=tuple(self._ops()), tensors=tuple(self._tensors()), relay="forward",
             error_budget=wishes.max_accuracy_drop, within=dict(wishes.within or {}),
         )  # fmt: skip
 
     # -- the problem
+
+    def _tier(self, place: int) -> p.Tier:
+        """A tier with peers limits the memory of each machine by itself."""
+        spec, workers = self.line.specs[place], self.machines[place].workers(self.profile.framework)
+        return p.Tier(spec.name, None if workers else spec.memory_bytes, spec.watts or 0.0, spec.price_per_s or 0.0, workers)
 
     def _link(self, place: int, hop: Sequence[LinkSpec]) -> p.Link:
         """Store and forward over the links of a hop; what the stage behind it costs by itself is booked half on each way."""
@@ -135,7 +152,7 @@ class LineModel:
         yield p.Op(INPUT, zeros, pinned=first)
         # Every layer descends from the entry: it is on the first tier, and its call is paid, iff some layer is there.
         entry = self._stage_s(0) + self._received_s() + self.profile.framework.s_per_byte * sum(t.nbytes for t in self._inputs)
-        yield p.Op(_ENTRY, (entry, *zeros[1:]))
+        yield p.Op(_ENTRY, (entry, *zeros[1:]), layouts=tuple(self.machines[0].entry(self._entry_rows(), entry)))
         seconds: dict[str, list[float]] = {}
         weights: dict[str, int] = {}
         reach: dict[str, float] = {}
@@ -148,7 +165,21 @@ class LineModel:
                 held[place] += tier.seconds[layer.name] + self._results_s(layer.name, place)
         kept = self._kept()
         for name, total in seconds.items():
-            yield p.Op(name, tuple(total), first if name in kept else None, weights[name], reach[name])
+            ways = () if name in kept else tuple(self._layouts(name))  # what must stay on the device is not for its peers either
+            yield p.Op(name, tuple(total), first if name in kept else None, weights[name], reach[name], ways)
+
+    def _layouts(self, op: str) -> Iterator[p.Layout]:
+        """How an op of one layer can be shared out; several that must stay together are not."""
+        if list(self.op_of.values()).count(op) == 1:
+            for place, machines in enumerate(self.machines):
+                yield from machines.layouts(op, self.profile.layouts.get(op, ()), self._results_s(op, place))
+
+    def _entry_rows(self) -> int | None:
+        """Rows of the inputs, where all layers that take them are divided by rows and agree."""
+        users = {user for tensor in self._inputs for user in tensor.consumers}
+        ways = [[way.input_units or way.units for way in self.profile.layouts.get(user, ()) if way.axis == "rows"] for user in users]
+        found = {rows[0] if rows else None for rows in ways}
+        return found.pop() if len(found) == 1 else None
 
     def _kept(self) -> set[str]:
         """Ops that must be on the device: the first layers, and whatever takes the input or what is made before the last of them."""
@@ -230,10 +261,27 @@ class LineModel:
             made.append(
                 PlannedStage(
                     f"stage{number}", tier, tuple(layer.name for layer in layers),
-                    sum(seconds[layer.name] for layer in layers) + self._wake_s(place), sum(layer.weight_nbytes for layer in layers),
+                    sum(seconds[layer.name] for layer in layers) + self._wake_s(place) - self._saved_s(solution, tier),
+                    sum(layer.weight_nbytes for layer in layers), planned_blocks(solution.blocks, self._layers_of, self.machines[place]),
                 )
             )
         return tuple(made)
+
+    @cached_property
+    def _layers_of(self) -> dict[str, list[str]]:
+        """Op -> its layers, in the order of the profile."""
+        found: dict[str, list[str]] = {}
+        for layer in self.profile.layers:
+            found.setdefault(self.op_of[layer.name], []).append(layer.name)
+        return found
+
+    def _saved_s(self, solution: p.Solution, tier: str) -> float:
+        """By how much the slowest machine's share of a tier's blocks computes shorter than the tier alone would."""
+        blocks = tuple(block for block in solution.blocks if block.tier == tier)
+        if not blocks:
+            return 0.0
+        alone, shared = (p.evaluate(self.problem, solution.placement, None, blocks=held)[0].compute_s for held in ((), blocks))
+        return alone - shared
 
     def crossings(self, solution: p.Solution) -> tuple[Crossing, ...]:
         """What leaves its tier, with physical links."""
@@ -268,8 +316,9 @@ class LineModel:
         decode = cost.decode_s + (self._received_s() if 0 in places.values() else 0.0)
         latency = cost.latency_s + (self._waking(solution) if self.steady else 0.0)
         return Cost(
-            latency, compute, encode, wire, decode, home, latency - compute - encode - decode - wire - home - cost.transfer_s,
-            transfer_s=cost.transfer_s,
+            latency, compute, encode, wire, decode, home,
+            latency - compute - encode - decode - wire - home - cost.transfer_s - cost.exchange_s,
+            transfer_s=cost.transfer_s, exchange_s=cost.exchange_s,
             up_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in sent.items()),
             return_nbytes=sum(nbytes * len(self.line.hops[hop]) for hop, nbytes in back.items()),
             interval_s=self._interval(cost), critical_path_s=cost.critical_path_s,
@@ -299,7 +348,7 @@ class LineModel:
         total = 0.0
         for stage in self.stages(solution):
             place = self.line.tiers.index(stage.tier)
-            total += self._reached(stage.layers) * self._wake_s(place)
+            total += self._reached(stage.layers) * self._wake_s(place) - self._saved_s(solution, stage.tier)
             total += sum(self.passing.layer(name) * self.times[place].seconds[name] for name in stage.layers)
         return total
 

@@ -6,7 +6,8 @@ by a strategy of `partitioners`, exactly where one can, and the best of all is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import partitioners as p
@@ -34,6 +35,7 @@ def plan(
     calibration: Calibration | None = None,
     max_accuracy_drop: float | None = None,
     exits: Sequence[PlannedExit] = (),
+    vertical: bool = True,
     compare: bool = True,
 ) -> Plan:
     """The plan of least predicted cost.
@@ -46,7 +48,8 @@ def plan(
     last of them never leave the first tier. A `calibration` says what each codec loses on each tensor: the sum over
     the codecs used stays within `max_accuracy_drop`, in its metric's units; ``learn.accurate_plan`` also measures it.
     With `exits`, as ``learn.choose_thresholds`` makes them, costs are expectations over requests that may end early;
-    heads in the profile that are not among them are neither planned nor run. `compare`: also price the baselines.
+    heads in the profile that are not among them are neither planned nor run. Where a
+    tier has peers, layers may be shared with them, unless `vertical` is false. `compare`: also price the baselines.
 
     `strategy` names one of ``partitioners.STRATEGIES`` or is a function of your own from a Problem (and, if it takes
     two arguments, an Objective) to a mapping op -> tier; a function is asked once for each choice of tiers, and the best
@@ -60,7 +63,7 @@ def plan(
     wishes = replace(
         _wishes(profile, codecs, within, keep_on_device),
         calibration=_fitting(profile, calibration, max_accuracy_drop), max_accuracy_drop=max_accuracy_drop,
-        exits=tuple(exits),
+        exits=tuple(exits), vertical=vertical,
     )  # fmt: skip
     solved: list[tuple[LineModel, p.Solution]] = []
     failed: list[tuple[int, p.PartitionerError]] = []
@@ -80,6 +83,8 @@ def plan(
         proof = {"strategy": best.strategy, "status": "feasible", "bound": None, "gap": None}
     rivals = _rivals(profile, topology, wishes, goal) if compare else {}
     baselines = tuple(_candidate(name, solution, rival) for name, (rival, solution) in rivals.items())
+    if compare and any(each.problem.divisible for each in models):
+        baselines += tuple(_undivided(profile, topology, wishes, goal, [solution for _, solution in solved]))
     made = _as_plan(model, best, str(goal), proof)
     return replace(
         made, baselines=baselines, topology=topology.to_dict(), limits=dict(wishes.within or {}), kept_layers=wishes.kept,
@@ -228,6 +233,20 @@ def _rivals(profile: Profile, topology: Topology, wishes: Wishes, goal: p.Object
             if rival is None or _value(model, priced[key], goal) < _value(*rival, goal):
                 found[name] = model, priced[key]
     return found
+
+
+def _undivided(profile: Profile, topology: Topology, wishes: Wishes, goal: p.Objective, found: Sequence[p.Solution]) -> Iterator[Candidate]:
+    """The best plan without a vertical split, and what a split along each single axis would cost at best."""
+    solved = []
+    for model in _models(profile, topology, replace(wishes, vertical=False), goal):
+        with suppress(p.PartitionerError):
+            solved.append(model.cost(p.solve(model.problem, "auto", goal)))
+    if solved:
+        yield Candidate("no vertical split", min(solved, key=goal.value))
+    for axis in ("rows", "channels", "heads"):
+        values = [value for solution in found if isinstance(value := solution.baselines.get(f"{axis} only"), float)]
+        if values:
+            yield Candidate(f"vertical split by {axis} only", None, f"{goal} {min(values):.4g}")
 
 
 def _value(model: LineModel, solution: p.Solution | p.Infeasible, goal: p.Objective) -> float:

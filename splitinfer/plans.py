@@ -339,7 +339,7 @@ class Plan:
         rivals = [(rival.name, self._goal.value(rival.cost)) for rival in self.baselines if rival.cost is not None]
         whole = [(name, other) for name, other in rivals if name.endswith(" only")]
         if len({stage.tier for stage in self.stages}) == 1:
-            others = [other for name, other in rivals if not name.endswith(" only")]
+            others = [other for name, other in rivals if name.startswith("first layer")]
             margin = f"; the split after the first layer is {min(others) / value:.2f} times {self._worse}" if others and value else ""
             return f"Splitting does not help here: {self.stages[0].tier} only is best{margin}."
         if not whole:

@@ -14,6 +14,7 @@ from splitinfer.flops import layer_flops
 from splitinfer.graph import Graph
 from splitinfer.pipeline import whole
 from splitinfer.profiles import Framework, LayerProfile, Profile, TensorProfile
+from splitinfer.shards.ways import ways
 from splitinfer.sizes import sizes_at
 from splitinfer.stages import Stage
 from splitinfer.stopwatch import measure
@@ -85,7 +86,8 @@ def _skeleton(graph: Graph) -> Profile:
     sizes = dict.fromkeys(whole(graph).sizes, 1)
     empty = Packet(Kind.REQUEST, "0" * 32, sizes=sizes, meta={"left_s": 1.0})
     return Profile(
-        graph.name, graph.fingerprint, graph.stateful, layers, tensors, together, (), len(empty.pack()), exits=graph.exits
+        graph.name, graph.fingerprint, graph.stateful, layers, tensors, together, (), len(empty.pack()), exits=graph.exits,
+        layouts=ways(graph),
     )  # fmt: skip
 
 

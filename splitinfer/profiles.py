@@ -52,6 +52,30 @@ class TensorProfile:
 
 
 @dataclass(frozen=True)
+class LayerLayout:
+    """One way to share a layer out over several machines (docs/problem-format.md has the terms)."""
+
+    axis: str
+    """``rows``, ``channels`` or ``heads``."""
+    units: int
+    granularity: int = 1
+    """Shares are multiples of it."""
+    takes: str = "split"
+    """Whether each machine needs all of the layer's inputs, ``whole``, or its share of them, ``split``."""
+    gives: str = "split"
+    """Its share of the output, all of it (``whole``), or a term of a sum (``partial``)."""
+    weight_nbytes: int = 0
+    """Held by each machine that has a share."""
+    weight_nbytes_per_unit: float = 0.0
+    kernel: int = 1
+    """For rows: output row o needs the input rows o * stride - padding ... + kernel - 1."""
+    stride: int = 1
+    padding: int = 0
+    input_units: int | None = None
+    """Rows of the inputs; None: as many as `units`."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Times from one machine, device and number of threads."""
 
@@ -115,6 +139,8 @@ class Profile:
     framework: Framework = Framework()
     exits: tuple[str, ...] = ()
     """Layers that are heads of early exits: a plan that does not use one leaves it out."""
+    layouts: Mapping[str, tuple[LayerLayout, ...]] = field(default_factory=dict)
+    """Layer -> the ways in which several machines can share it."""
 
     @property
     def codecs(self) -> tuple[str, ...]:
