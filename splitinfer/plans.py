@@ -12,19 +12,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 from splitinfer.errors import PlanError
 from splitinfer.reading import Malformed, document, read, text_of
 
 if TYPE_CHECKING:
-    from partitioners.objective import Objective
     from splitinfer.graph import Graph
 
 VERSION = 3
 """2 knows no tensors in pieces and no layers shared by several machines, 1 also no limits, accuracy and exits."""
-_COSTS = {"interval": "interval_s", "critical_path": "critical_path_s", "energy": "energy_j", "money": "money", "error": "error"}
-"""What a plan's table shows beside the latency, where it is minimised or limited: name in an objective -> field."""
 INPUT = "<input>"
 """The producer of the model's inputs, where a layer's name would stand."""
 
@@ -266,102 +261,9 @@ class Plan:
         return plan
 
     def __str__(self) -> str:
-        return "\n".join([self._headline(), *self._stage_table(), *self._crossing_table(), *self._exit_table(), *self._cost_table()])
+        from splitinfer.plan_tables import as_text  # here: it needs tabulate, and running a plan needs none
 
-    def _headline(self) -> str:
-        where = " -> ".join(f"{stage.tier} ({len(stage.layers)} layers)" for stage in self.stages)
-        verdict = f", {self.certificate['status']} by {self.certificate['strategy']}" if self.certificate else ""
-        return f"{self.model}: {where}; minimises {self.objective}{verdict}"
-
-    def _stage_table(self) -> list[str]:
-        rows = [
-            [s.name, s.tier, s.layers[0], s.layers[-1], _ms(s.seconds), f"{s.weight_nbytes / 1e6:.2f}", self.times_from.get(s.tier, "-")]
-            for s in self.stages
-        ]
-        return ["", tabulate(rows, ["stage", "tier", "first layer", "last layer", "compute ms", "weights MB", "times from"])]
-
-    def _crossing_table(self) -> list[str]:
-        rows = [
-            [" -> ".join(self.tiers[c.links[0] : c.links[-1] + 2]), c.tensor, c.producer, f"{c.raw_nbytes:,}",
-             f"{c.codec}, in pieces" if c.streamed else c.codec, f"{c.nbytes:,.0f}"]
-            for c in self.crossings
-        ]
-        return ["", tabulate(rows, ["link", "tensor", "of layer", "raw bytes", "codec", "sent bytes"])] if rows else []
-
-    def _exit_table(self) -> list[str]:
-        tier_of = {layer: stage.tier for stage in self.stages for layer in stage.layers}
-        rows = [[each.layer, tier_of.get(each.layer, "-"), f"{each.threshold:.3f}", f"{1 - each.reach:.1%}"] for each in self.exits]
-        return ["", tabulate(rows, ["exit", "tier", "from confidence", "have left by here"], disable_numparse=True)] if rows else []
-
-    @property
-    def _goal(self) -> Objective:
-        """What it minimises; latency for a plan made by hand."""
-        from partitioners.errors import PartitionerError  # here: they load scipy, and running a plan needs none
-        from partitioners.objective import LATENCY, Objective
-
-        if self.objective in ("by hand", "baseline"):
-            return LATENCY
-        try:
-            return Objective.of(self.objective)
-        except PartitionerError as error:
-            raise PlanError(f"malformed plan: {error}") from error
-
-    def _cost_table(self) -> list[str]:
-        if self.cost is None:
-            return []
-        overlapped = ("transfer_s",) if any(cost and cost.transfer_s for cost in (self.cost, *(b.cost for b in self.baselines))) else ()
-        kinds = ("compute_s", "encode_s", "wire_s", *overlapped, "decode_s", "return_s", "framework_s")
-        others = [(name, key) for name, key in _COSTS.items() if name in self._goal.weights or key in self.limits]
-        head = ["plan", "latency ms", *(kind.removesuffix("_s") for kind in kinds), "bytes up"]
-        head += [*(_titled(name, key) for name, key in others), "against the plan"]
-        rows = [["this plan", *_cost_row(self.cost, kinds, others), ""]]
-        value = self._goal.value(self.cost)
-        for rival in self.baselines:
-            if rival.cost is None:
-                rows.append([rival.name, "-", *[""] * (len(kinds) + 1 + len(others)), rival.why_not.splitlines()[0]])
-            else:
-                ratio = self._goal.value(rival.cost) / value if value else 1.0
-                verdict = "the same" if ratio < 1.0005 else f"{ratio:.2f} times {self._worse}"
-                rows.append([rival.name, *_cost_row(rival.cost, kinds, others), verdict])
-        table = tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * (len(head) - 2), "left"))
-        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.limits.items())
-        notes = ([f"within {limits}"] if limits else []) + ([str(self.accuracy)] if self.accuracy else [])
-        return ["", table, *notes, "", self._verdict()]
-
-    @property
-    def _worse(self) -> str:
-        return "slower" if set(self._goal.weights) <= {"latency", "interval", "critical_path"} else "the cost"
-
-    def _verdict(self) -> str:
-        """Does splitting help here, and by how much."""
-        assert self.cost is not None
-        value = self._goal.value(self.cost)
-        rivals = [(rival.name, self._goal.value(rival.cost)) for rival in self.baselines if rival.cost is not None]
-        whole = [(name, other) for name, other in rivals if name.endswith(" only")]
-        if len({stage.tier for stage in self.stages}) == 1:
-            others = [other for name, other in rivals if name.startswith("first layer")]
-            margin = f"; the split after the first layer is {min(others) / value:.2f} times {self._worse}" if others and value else ""
-            return f"Splitting does not help here: {self.stages[0].tier} only is best{margin}."
-        if not whole:
-            return "No single tier can do this alone." if self.baselines else ""
-        name, other = min(whole, key=lambda pair: pair[1])
-        better = f"{other / value:.2f} times " if value else ""
-        gain = f"{better}faster than" if self._worse == "slower" else f"{self.objective} is {better}lower than with"
-        return f"Splitting helps: {gain} {name}, the best single tier."
-
-
-def _cost_row(cost: Cost, kinds: Sequence[str], others: Sequence[tuple[str, str]]) -> list[str]:
-    more = [(key, getattr(cost, key)) for _, key in others]
-    shown = [_ms(value) if key.endswith("_s") else f"{value:.4g}" for key, value in more]
-    return [_ms(cost.latency_s), *(_ms(getattr(cost, kind)) for kind in kinds), f"{cost.up_nbytes:,.0f}", *shown]
-
-
-def _titled(name: str, key: str) -> str:
-    return f"{name.replace('_', ' ')} ms" if key.endswith("_s") else {"energy": "energy J"}.get(name, name)
-
-
-def _ms(seconds: float) -> str:
-    return f"{round(seconds * 1e3, 2) + 0.0:.2f}"  # + 0.0: no negative zero
+        return as_text(self)
 
 
 @dataclass(frozen=True)
@@ -388,6 +290,19 @@ def _check(plan: Plan) -> None:
         if crossing.links != tuple(range(first, last + 1)) or not 0 <= first <= last < len(plan.tiers) - 1:
             links = f"links that follow each other, of the {len(plan.tiers) - 1} between its tiers"
             raise Malformed(f"'crossings[{place}].links' is {list(crossing.links)}; it must be {links}")
+    for place, stage in enumerate(plan.stages):
+        for number, block in enumerate(stage.blocks):
+            where = f"'stages[{place}].blocks[{number}]"
+            outside = sorted(set(block.layers) - set(stage.layers))
+            if outside or not block.layers:
+                raise Malformed(f"{where}.layers' " + (f"names '{outside[0]}', which is not in the stage" if outside else "is empty"))
+            if len(block.shares) != len(block.workers) or min(block.shares, default=0) < 0 or not any(block.shares):
+                shares = f"is {list(block.shares)} for {len(block.workers)} workers"
+                raise Malformed(f"{where}.shares' {shares}; give one each, 0 or more, and one above 0")
+            if not set(block.exchange_after) <= set(block.layers):
+                raise Malformed(f"{where}.exchange_after' names layers outside the block")
+            if block.axis not in ("rows", "channels", "heads"):
+                raise Malformed(f"{where}.axis' is '{block.axis}'; it is rows, channels or heads")
     unknown = sorted(set(plan.limits) - {spec.name for spec in fields(Cost)})
     if unknown:
         raise Malformed(f"'limits' has an unknown key '{unknown[0]}'")

@@ -171,7 +171,8 @@ def test_overlap_is_the_longest_way_through_pieces_and_machines(pieces: list[tup
 
 def test_measured_pieces_hold_the_bytes_that_are_sent() -> None:
     found = median_piece([timed_pieces("x", LARGE, "zstd") for _ in range(3)])
-    assert [nbytes for _, nbytes, _ in found] == [len(each) for each in packed("zstd")]
+    sent = packed_pieces("x", LARGE, "zstd", "0" * 32, 0, 5.0)  # an identifier as long as those of requests
+    assert [nbytes for _, nbytes, _ in found] == [len(each) for each in sent]
     assert all(encode_s >= 0 and decode_s >= 0 for encode_s, _, decode_s in found)
 
 

@@ -46,6 +46,7 @@ def add(table: Any) -> None:
     added.add_argument("--max-accuracy-drop", type=share, metavar="SHARE", help=text)
     sample_arguments(added)
     learned_argument(added)
+    added.add_argument("--no-vertical", dest="vertical", action="store_false", help="do not share layers between a tier and its peers")
     added.add_argument("--strategy", default="auto", help="auto (default), or another name of partitioners.STRATEGIES")
     added.add_argument("-o", "--output", type=Path, metavar="JSON", help="write the plan here")
 
@@ -100,6 +101,7 @@ def _planned(
 ) -> Plan:  # fmt: skip
     """The plan: measured on samples, with what was learned, or from the profile alone."""
     wishes |= {"objective": options.objective, "keep_on_device": options.keep_on_device, "strategy": options.strategy}
+    wishes |= {"vertical": options.vertical}
     wishes |= {"calibration": calibration, "max_accuracy_drop": options.max_accuracy_drop}
     if options.samples:
         from splitinfer.learn.accuracy import accurate_plan

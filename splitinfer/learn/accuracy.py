@@ -40,6 +40,7 @@ def accurate_plan(
     within: Mapping[str, float] | None = None,
     keep_on_device: int | str = 0,
     strategy: Strategy = "auto",
+    vertical: bool = True,
 ) -> Plan:
     """The best plan whose loss against the unsplit model, measured end to end on `samples`, is within `max_accuracy_drop`.
 
@@ -69,7 +70,7 @@ def accurate_plan(
     names = tuple(codecs) if codecs is not None else _tried(calibration) if calibration else ("raw", "zstd")
     variants = variants_of(graph, learned, profile, calibration or _innocent(profile, names, score.name))
     variants = [_with_loss(variant, graph, score, calls) for variant in variants]
-    wishes = {"objective": objective, "within": within, "keep_on_device": keep_on_device, "strategy": strategy}
+    wishes = {"objective": objective, "within": within, "keep_on_device": keep_on_device, "strategy": strategy, "vertical": vertical}
     for repairs in range(MOST_REPAIRS + 1):
         last = repairs == MOST_REPAIRS
         allowed = [name for name in names if registry.get(name).lossless] or ["raw"] if last else names

@@ -9,8 +9,13 @@ from splitinfer.report.figures import ms, nbytes, number
 from splitinfer.report.markup import Markup, joined
 from splitinfer.report.request import PARTS, Bar, Request
 
-_WIDTH, _LEFT, _ROW = 900.0, 190.0, 34.0
-_NAMES = {"coding": "encode and decode", "waking": "waking up", "transfer": "transfer in pieces", "framework": "calls and packing"}
+_WIDTH, _LEFT, _ROW = 900.0, 236.0, 34.0
+_NAMES = {
+    "coding": "coding: encode, decode",
+    "waking": "waking up",
+    "transfer": "transfer in pieces",
+    "framework": "framework: calls, packing",
+}
 _ROOM_FOR_TOTAL = 100.0
 
 
@@ -40,8 +45,8 @@ def part_bars(name: str, title: str, rows: Sequence[tuple[str, float, Mapping[st
     return picture(name, title, description, _WIDTH, top + 8 + len(rows) * _ROW, *drawn)
 
 
-def gantt(name: str, title: str, request: Request, span_s: float) -> Markup:
-    """A lane for each tier and for what it sends; `span_s` is the width of the time axis, so that two charts can be compared."""
+def gantt(name: str, title: str, request: Request, span_s: float, since: str) -> Markup:
+    """A lane for each tier and for what it sends; `span_s` is the width of the time axis, from `since` on."""
     kinds = list(dict.fromkeys(bar.kind for bar in request.bars))
     key, top = legend([(named(kind), box(0, 0, 24, 12, f"fill-{kind}")) for kind in kinds], _LEFT, 4, _WIDTH)
     scale = Scale(0.0, span_s * 1e3 or 1.0, _LEFT, _WIDTH - 24)
@@ -51,7 +56,7 @@ def gantt(name: str, title: str, request: Request, span_s: float) -> Markup:
     for tick in scale.ticks():
         drawn.append(line(scale(tick), top, scale(tick), bottom, "grid"))
         drawn.append(text(scale(tick), bottom + 18, number(tick), "tick", "middle"))
-    drawn.append(text((_LEFT + _WIDTH) / 2, bottom + 38, "ms from the request's arrival", "label", "middle"))
+    drawn.append(text((_LEFT + _WIDTH) / 2, bottom + 38, f"ms from {since}", "label", "middle"))
     before = ""
     for place, (lane, bars) in enumerate(rows):
         y = top + 10 + place * _ROW

@@ -48,9 +48,12 @@ def picture(name: str, title: str, description: str, width: float, height: float
     return tag("div", drawn, class_="picture", tabindex="0", role="region", aria_label=f"{title} (picture)")
 
 
-def text(x: float, y: float, content: str, class_: str = "", anchor: str | None = None, room: float | None = None, tip: str = "") -> Markup:
-    """A line of text; one longer than its room is shortened, and says all when pointed at."""
-    fits = content if room is None else shortened(content, max(2, int(room / CHARACTER)))
+def text(
+    x: float, y: float, content: str, class_: str = "", anchor: str | None = None, room: float | None = None, *, tip: str = "",
+    name: bool = False,
+) -> Markup:  # fmt: skip
+    """A line of text; one longer than its room is shortened, a name at its beginning, and says all when pointed at."""
+    fits = content if room is None else shortened(content, max(2, int(room / CHARACTER)), name)
     more = tip or (content if fits != content else "")
     return tag("text", fits, *([tag("title", more)] if more else []), x=x, y=y, text_anchor=anchor, class_=class_ or None)
 

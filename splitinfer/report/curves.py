@@ -27,7 +27,7 @@ def latency_curves(sweep: Sweep) -> Markup:
     key, top = legend(entries, _LEFT, 4, _WIDTH)
     best = [value * 1e3 for value in sweep.curves["best plan"] if value]
     # A curve that leaves the page upwards tells no more than that it does.
-    high = min(max(seconds), 30 * max(best))
+    high = min(max(seconds), 30 * max(best or seconds))
     x, y = Scale(rates[0], rates[-1], _LEFT, _RIGHT, log=True), Scale(0.8 * min(seconds), 1.25 * high, top + 380, top + 40, log=True)
     shades = [
         _shade(regime.low / MBPS, regime.high / MBPS, regime.name, f"{regime.name}: {regime.shape}; {regime.codecs}", x, y)
@@ -36,8 +36,8 @@ def latency_curves(sweep: Sweep) -> Markup:
     lines = [_curve(name, sweep, x, y, look) for name, look in looks.items()]
     declared = x(sweep.declared / MBPS)
     here = joined(
-        line(declared, y.start, declared, y.end - 6, "declared"),
-        text(declared, y.end - 24, f"declared: {mbps(sweep.declared)}", "tick", _anchor(declared)),
+        line(declared, y.start, declared, y.end - 8, "declared"),
+        text(declared, y.end - 12, f"declared: {mbps(sweep.declared)}", "tick", _anchor(declared)),
     )
     frame = tag("clipPath", tag("rect", x=x.start, y=y.end, width=x.end - x.start, height=y.start - y.end), id="curves-clip")
     title = f"Latency against the rate from {sweep.link[0]} to {sweep.link[1]}"
@@ -100,7 +100,7 @@ def _shade(low: float, high: float, letter: str, tip: str, x: Scale, y: Scale) -
         "rect", tag("title", tip), x=left, y=y.end, width=right - left, height=y.start - y.end,
         class_=f"shade shade-{(ord(letter[0]) - ord('A')) % _SHADES}",
     )  # fmt: skip
-    return joined(shade, text(x(sqrt(low * high)), y.end - 6, letter, "strong", "middle")) if right - left > 12 else shade
+    return joined(shade, text(x(sqrt(low * high)), y.end + 18, letter, "strong", "middle")) if right - left > 12 else shade
 
 
 def _staircase(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

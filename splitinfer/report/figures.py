@@ -4,7 +4,8 @@ from __future__ import annotations
 
 MBPS = 1e6 / 8
 """Bytes per second in a megabit per second."""
-NONE = "–"
+NONE = "-"
+"""Where there is no number."""
 
 
 def ms(seconds: float | None) -> str:

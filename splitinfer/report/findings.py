@@ -17,7 +17,7 @@ from splitinfer.planner import check_wishes
 from splitinfer.plans import Plan
 from splitinfer.profiles import Profile
 from splitinfer.report.compare import Comparison, compare
-from splitinfer.report.figures import difference, ms
+from splitinfer.report.figures import counted, difference, mbps, ms
 from splitinfer.report.fronts import TradeOff, trade_offs
 from splitinfer.report.sweep import Sweep, link_named, sweep, usable_codecs
 from splitinfer.report.traces import Traces
@@ -41,7 +41,8 @@ class Findings:
         found = self.comparison
         return {
             "version": VERSION,
-            "plan": {"model": self.plan.model, "fingerprint": self.plan.fingerprint, "stages": [asdict(stage) for stage in self.plan.stages],
+            "plan": {"model": self.plan.model, "fingerprint": self.plan.fingerprint,
+                     "stages": [asdict(stage) for stage in self.plan.stages],
                      "crossings": [asdict(crossing) for crossing in self.plan.crossings]},
             "clocks": [asdict(column) for column in found.columns],
             "differences": [{"of": of, "against": against, "share": share} for of, against, share in found.differences],
@@ -73,8 +74,8 @@ class Findings:
         lines += [f"{of} against {against}: {difference(seconds[of], seconds[against])}" for of, against, _ in self.comparison.differences]
         if self.sweep:
             plans = len({regime.name for regime in self.sweep.regimes})
-            lines.append(f"{plans} plans win between {min(self.sweep.rates) * 8e-6:g} and {max(self.sweep.rates) * 8e-6:g} Mbps")
-        lines += [f"{len(each.points)} plans trade latency for {each.cost}" for each in self.trade_offs]
+            lines.append(f"{counted(plans, 'plan')} best between {mbps(min(self.sweep.rates))} and {mbps(max(self.sweep.rates))}")
+        lines += [f"{counted(len(each.points), 'plan')} on the front of latency and {each.cost}" for each in self.trade_offs]
         return "\n".join([*lines, *self.comparison.notes])
 
 

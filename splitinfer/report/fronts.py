@@ -72,7 +72,10 @@ def _front(
         except p.PartitionerError as error:
             unproved[str(error)] = None
             continue
-        points += [Point(*pair, _shape(found), codecs_used(found)) for pair, found in zip(front.values, front.points, strict=True)]
+        points += [
+            Point(latency_s, other, _shape(found), codecs_used(found))
+            for (latency_s, other), found in zip(front.values, front.points, strict=True)
+        ]
         if front.unproved:
             unproved[front.unproved] = None
         progress()

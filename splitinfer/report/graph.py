@@ -37,7 +37,7 @@ def layer_groups(layers: Sequence[str], most: int = _MOST_GROUPS) -> list[tuple[
     """Neighbours that share the beginning of their names, as deep as gives at most so many groups: name and how many layers."""
     names = [name.split(".") for name in layers]
     for depth in range(max(map(len, names)), 0, -1):
-        found = [(".".join(key), len(list(group))) for key, group in groupby(names, key=lambda name, depth=depth: tuple(name[:depth]))]
+        found = [(name, len(list(group))) for name, group in groupby(".".join(name[:depth]) for name in names)]
         if len(found) <= most:
             return found
     return [*found[: most - 1], ("…", sum(count for _, count in found[most - 1 :]))]
@@ -49,10 +49,10 @@ def _used(plan: Plan, tier: str) -> bool:
 
 def _column(plan: Plan, tier: str, x: float) -> tuple[Markup, float]:
     """A tier with its stages, and where it ends."""
-    drawn: list[str] = [text(x + _COLUMN / 2, 28, tier, "title", "middle", _COLUMN - 20)]
+    drawn: list[str] = [text(x + _COLUMN / 2, 28, tier, "title", "middle", _COLUMN - 20, name=True)]
     source = plan.times_from.get(tier, "")
     if source:
-        drawn.append(text(x + _COLUMN / 2, 48, source, "tick", "middle", _COLUMN + 10))
+        drawn.append(text(x + _COLUMN / 2, 48, source, "tick", "middle", _COLUMN))
     y = _TOP
     for stage in (stage for stage in plan.stages if stage.tier == tier):
         part, y = _stage(stage, x + 10, y)
@@ -71,7 +71,7 @@ def _stage(stage: PlannedStage, x: float, y: float) -> tuple[Markup, float]:
     ]
     at = y + 62
     for name, count in layer_groups(stage.layers):
-        times = f" ×{count}" if count > 1 else ""
+        times = f" x{count}" if count > 1 else ""
         short = shortened(name, int((room - CHARACTER * len(times)) / CHARACTER))
         tip = f"{name}: {counted(count, 'layer')}"
         lines.append(text(x + 10, at, f"{short}{times}", "layer", tip=tip))
@@ -92,9 +92,7 @@ def _block(block: PlannedBlock, x: float, y: float, width: float) -> tuple[Marku
         tip = f"{worker}: {share} of {total} {block.axis}, {percent(share / total)}"
         lines.append(box(at, y + 20, wide, 14, f"share share-{place % 4}", tip))
         lines.append(box(x, y + 42 + place * _LINE, 10, 10, f"share share-{place % 4}"))
-        lines.append(
-            text(x + 16, y + 51 + place * _LINE, f"{worker}: {share} of {total}, {percent(share / total)}", "tick", room=width - 16)
-        )
+        lines.append(text(x + 16, y + 51 + place * _LINE, f"{worker}: {share} ({percent(share / total)})", "tick", room=width - 16))
         at += wide
     end = y + 42 + len(block.workers) * _LINE
     lines.append(text(x, end + 9, f"messages: {block.codec}", "tick", room=width))
@@ -135,9 +133,9 @@ def _arrow(crossing: Crossing, x: float, y: float, room: float) -> list[Markup]:
     share = f" ({percent(crossing.nbytes / crossing.raw_nbytes)})" if crossing.raw_nbytes else ""
     tip = f"{crossing.tensor} of {crossing.producer}, {codec}: {nbytes(crossing.nbytes)} of {nbytes(crossing.raw_nbytes)} raw"
     return [
-        text(middle, y, crossing.tensor, "strong", "middle", room, tip),
+        text(middle, y, crossing.tensor, "strong", "middle", room, tip=tip, name=True),
         line(x + 4, y + 10, x + _GAP - 4, y + 10, "arrow", marker_end="url(#arrowhead)"),
-        text(middle, y + 28, f"{codec}: {nbytes(crossing.nbytes)}{share}", "tick", "middle", room, tip),
+        text(middle, y + 28, f"{codec}: {nbytes(crossing.nbytes)}{share}", "tick", "middle", room, tip=tip),
     ]
 
 

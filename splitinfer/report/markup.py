@@ -14,7 +14,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: str, **attributes: Any) -> Markup:
+def tag(name: str, /, *children: str, **attributes: Any) -> Markup:
     """An element. Attributes: `class_` is class, `aria_label` is aria-label; None is left out, True stands alone."""
     start = f"<{name}{''.join(_attribute(key, value) for key, value in attributes.items() if value is not None)}>"
     return Markup(start if name in _VOID else f"{start}{''.join(map(_escaped, children))}</{name}>")
@@ -25,9 +25,11 @@ def joined(*parts: str) -> Markup:
     return Markup("".join(map(_escaped, parts)))
 
 
-def shortened(text: str, most: int) -> str:
-    """The end of a name that is too long: names of layers differ there."""
-    return text if len(text) <= most else "…" + text[len(text) - most + 1 :]
+def shortened(text: str, most: int, keep_end: bool = True) -> str:
+    """A text that is too long without its beginning, because names of layers differ at their end; or without its end."""
+    if len(text) <= most:
+        return text
+    return f"…{text[len(text) - most + 1 :]}" if keep_end else f"{text[: most - 1]}…"
 
 
 def _escaped(text: str) -> str:

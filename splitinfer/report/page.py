@@ -17,7 +17,7 @@ from splitinfer.report import tables
 from splitinfer.report.bars import gantt, part_bars
 from splitinfer.report.compare import Comparison, parts_of
 from splitinfer.report.curves import UNITS, front_points, latency_curves
-from splitinfer.report.figures import difference, mbps, ms, nbytes, percent
+from splitinfer.report.figures import counted, difference, mbps, ms, nbytes, percent
 from splitinfer.report.findings import Findings
 from splitinfer.report.fronts import TradeOff
 from splitinfer.report.graph import plan_graph
@@ -41,8 +41,8 @@ def page(found: Findings) -> str:
     links = [tag("li", tag("a", heading, href=f"#{name}")) for name, heading, _ in sections]
     body = tag(
         "body", tag("header", tag("h1", title), *_summary(found)), tag("nav", tag("ul", *links), aria_label="Sections"),
-        tag("main", *(_section(*each) for each in sections)), _footer(found), tag("script", _data(found), type="application/json", id="data"),
-        tag("script", script),
+        tag("main", *(_section(*each) for each in sections)), _footer(found),
+        tag("script", _data(found), type="application/json", id="data"), tag("script", script),
     )  # fmt: skip
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -113,13 +113,14 @@ def _error_of_rest(found: Comparison) -> str:
 
 
 def _request(found: Comparison) -> Markup:
-    shown = [(name, request) for name, request in (("measured", found.measured), ("simulated", found.simulated)) if request]
-    ends = [bar.start_s + bar.seconds for _, request in shown for bar in request.bars]
-    span_s = max([*ends, *(request.latency_s for _, request in shown)])
+    known = (("measured", "its first span", found.measured), ("simulated", "its arrival", found.simulated))
+    shown = [(name, since, request) for name, since, request in known if request]
+    ends = [bar.start_s + bar.seconds for _, _, request in shown for bar in request.bars]
+    span_s = max([*ends, *(request.latency_s for _, _, request in shown)])
     parts = []
-    for name, request in shown:
+    for name, since, request in shown:
         title = f"One request, {name}: {ms(request.latency_s)}"
-        parts += [tag("h3", title), gantt(f"gantt-{name}", title, request, span_s), tables.behind(tables.bars_of(name, request))]
+        parts += [tag("h3", title), gantt(f"gantt-{name}", title, request, span_s, since), tables.behind(tables.bars_of(name, request))]
     return joined(*parts)
 
 
@@ -131,8 +132,8 @@ def _rivals(plan: Plan, cost: Cost) -> Markup:
 
 def _bandwidth(sweep: Sweep) -> Markup:
     words = (
-        f"The best plan at each rate from {sweep.link[0]} to {sweep.link[1]}, with codecs {', '.join(sweep.codecs)}; its letter stands over the "
-        f"rates where it wins. All else stays as declared, the way back too; the link's own rate is {mbps(sweep.declared)}."
+        f"The best plan at each rate from {sweep.link[0]} to {sweep.link[1]}, with codecs {', '.join(sweep.codecs)}; its letter stands "
+        f"over the rates where it wins. All else stays as declared, the way back too; the link's own rate is {mbps(sweep.declared)}."
     )
     return joined(tag("p", words), latency_curves(sweep), tables.winners(sweep), tables.behind(tables.latencies(sweep)))
 
@@ -143,8 +144,9 @@ def _trade_offs(found: tuple[TradeOff, ...]) -> Markup:
     parts: list[Markup] = []
     for each in found:
         sure = f"; there may be more: {each.unproved}" if each.unproved else ", proved to be all"
-        told = f"{len(each.points)} plans that no other beats in both latency and {each.cost}{sure}. In {UNITS[each.cost]}, from declared figures."
-        parts += [tag("h3", f"Latency against {each.cost}"), tag("p", told), front_points(each), tables.behind(tables.front(each))]
+        told = f"{counted(len(each.points), 'plan')} that no other beats in both latency and {each.cost}{sure}."
+        source = f" In {UNITS[each.cost]}, from figures that the topology declares."
+        parts += [tag("h3", f"Latency against {each.cost}"), tag("p", told, source), front_points(each), tables.behind(tables.front(each))]
     return joined(*parts)
 
 

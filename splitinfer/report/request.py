@@ -33,7 +33,6 @@ class Bar:
     seconds: float
     nbytes: float = 0.0
     """On the wire."""
-    what: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ def measured_request(trace: Trace) -> Request:
     """The same of a trace; what no span covers is the framework's."""
     start_s = min((span.start_s for span in trace.spans), default=0.0)
     bars = tuple(
-        Bar(f"{span.tier} sends" if span.kind in _SENDS else span.tier, span.kind, span.start_s - start_s, span.seconds, span.nbytes, span.stage)
+        Bar(f"{span.tier} sends" if span.kind in _SENDS else span.tier, span.kind, span.start_s - start_s, span.seconds, span.nbytes)
         for span in sorted(trace.spans, key=lambda span: span.start_s)
-    )  # fmt: skip
+    )
     parts = _sums(bars) | {"framework": trace.framework_s}
     return Request(bars, trace.total_s, parts, trace.nbytes(), trace.total_s - trace.slept_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil, floor, log10, sqrt
 
 import partitioners as p
@@ -12,7 +13,7 @@ from splitinfer.errors import PlanError, SplitinferError, UsageError
 from splitinfer.planner import plan as planned
 from splitinfer.plans import Plan
 from splitinfer.profiles import Profile
-from splitinfer.report.figures import MBPS
+from splitinfer.report.figures import MBPS, NONE
 from splitinfer.report.request import idle_request
 
 SLOWEST, FASTEST = 0.1, 1000.0
@@ -53,7 +54,8 @@ class Sweep:
 
 
 def sweep(
-    plan: Plan, profile: Profile, topology: Topology, codecs: Sequence[str], link: LinkSpec, points: int = 25, progress: Progress = lambda: None
+    plan: Plan, profile: Profile, topology: Topology, codecs: Sequence[str], link: LinkSpec, points: int = 25,
+    progress: Progress = lambda: None,
 ) -> Sweep:  # fmt: skip
     """Plan again at `points` rates, evenly spaced on a logarithmic scale, and between two of them where their plans differ.
 
@@ -65,7 +67,7 @@ def sweep(
     grid = [MBPS * low * (high / low) ** (place / (points - 1)) for place in range(points)]
     for rate in grid:
         solver.at(rate)
-    for one, two in zip(grid, grid[1:], strict=False):
+    for one, two in pairwise(grid):
         solver.refine(one, two)
     rates = tuple(sorted(solver.found))
     return Sweep(link.between, link.up_bytes_per_s, rates, solver.curves(rates), tuple(solver.regimes(rates)), tuple(codecs))
@@ -172,7 +174,7 @@ class _Solver:
 def described(plan: Plan) -> tuple[str, str, str]:
     """Tiers with their layers, codecs, and the last layer on the first tier."""
     shape = " → ".join(f"{stage.tier} {len(stage.layers)}" for stage in plan.stages)
-    codecs = ", ".join(sorted({f"{c.codec}{' in pieces' if c.streamed else ''}" for c in plan.crossings})) or "–"
+    codecs = ", ".join(sorted({f"{c.codec}{' in pieces' if c.streamed else ''}" for c in plan.crossings})) or NONE
     first = plan.stages[0]
     return shape, codecs, first.layers[-1] if first.tier == plan.tiers[0] and len(plan.stages) > 1 else ""
 

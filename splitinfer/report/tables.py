@@ -40,11 +40,11 @@ def stages(plan: Plan) -> Markup:
 def blocks(plan: Plan) -> Markup:
     """Layers that several machines share."""
     rows = [
-        [stage.name, block.layers[0], block.layers[-1], block.axis, worker, block.codec, str(share), percent(share / (sum(block.shares) or 1))]
+        [stage.name, ", ".join(block.layers), block.axis, worker, block.codec, str(share), percent(share / (sum(block.shares) or 1))]
         for stage in plan.stages for block in stage.blocks for worker, share in zip(block.workers, block.shares, strict=False)
     ]  # fmt: skip
-    head = ["stage", "first layer", "last layer", "axis", "machine", "codec", "units", "share"]
-    return table("Layers that several machines share", head, rows, 6) if rows else joined()
+    head = ["stage", "layers", "axis", "machine", "codec", "units", "share"]
+    return table("Layers that several machines share", head, rows, 5) if rows else joined()
 
 
 def crossings(plan: Plan) -> Markup:
