@@ -34,7 +34,7 @@ from splitinfer.graph import Graph
 from splitinfer.learn.accuracy import accurate_plan, answers
 from splitinfer.learn.calibrate import Call, as_call, calibrate
 from splitinfer.learn.metrics import Score
-from splitinfer.lines import grouped
+from splitinfer.line_problem import grouped
 from splitinfer.profiles import Profile
 from splitinfer.trained import trained_digits, trained_vit
 

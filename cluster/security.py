@@ -1,14 +1,23 @@
-"""Ray's token authentication: on for every cluster that this project starts."""
+"""Ray's token authentication and TLS: the files they need, who may read them, and the settings that turn them on.
+
+Every cluster that this project starts asks for a token; TLS is on where a directory of certificates is given (certs.py).
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.errors import ClusterError
+
 _TOKEN_NBYTES = 32  # 256 bits: not to be guessed
+
+AUTHORITY, CERTIFICATE, KEY = "ca.pem", "node.pem", "node.key"
+"""What nodes and clients need of a directory of certificates; the authority's own key is not among it."""
 
 
 def write_token(path: Path) -> None:
@@ -18,9 +27,48 @@ def write_token(path: Path) -> None:
         file.write(secrets.token_hex(_TOKEN_NBYTES))
 
 
+def check_secret(path: Path) -> None:
+    """Raise ClusterError unless this is a file of this user that nobody else can read or write."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise ClusterError(f"{path}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise ClusterError(f"{path} is not a file; name the file that holds the secret")
+    if info.st_uid != os.geteuid():
+        raise ClusterError(f"{path} belongs to user {info.st_uid}, not to you ({os.geteuid()}); make a copy of your own, with mode 600")
+    if info.st_mode & 0o077:
+        raise ClusterError(f"{path} has mode {stat.S_IMODE(info.st_mode):o}: others can use the secret; chmod 600 it, and make a new one")
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory that only this user can use, where it is missing. Raises ClusterError where others can."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise ClusterError(f"{path} is not a directory of yours alone (mode 700); mend it, or remove it")
+    return path
+
+
 def token_environment(path: Path) -> dict[str, str]:
     """The settings with which Ray asks for, and gives, the token of this file."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def tls_environment(directory: Path | None) -> dict[str, str]:
+    """The settings with which Ray encrypts, and asks for a certificate; off for None. Raises ClusterError."""
+    if directory is None:
+        return {"RAY_USE_TLS": "0"}
+    for name in (AUTHORITY, CERTIFICATE):
+        if not (directory / name).is_file():
+            raise ClusterError(f"{directory} has no {name}; make certificates with 'splitinfer cluster certs {directory}'")
+    check_secret(directory / KEY)
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(directory / CERTIFICATE),
+        "RAY_TLS_SERVER_KEY": str(directory / KEY),
+        "RAY_TLS_CA_CERT": str(directory / AUTHORITY),
+    }
 
 
 @contextmanager

@@ -13,13 +13,15 @@ A label is a row of numbers, each the better the smaller:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 
 import numpy as np
 
 from partitioners.arrays import Bools, Floats
-from partitioners.cost import ROUNDING, Price, hops, price
+from partitioners.cost import ROUNDING
 from partitioners.errors import PartitionerError
+from partitioners.hops import Price, hops, price
 from partitioners.labels import undominated
 from partitioners.objective import ADDITIVE, FIELDS, Objective
 from partitioners.placement import Crossing
@@ -59,6 +61,8 @@ class Bills:
         returns = self.peaked and any(tensor.returned for tensor in problem.tensors)
         self.down_at = slice(self.memory_at.stop, self.memory_at.stop + (len(problem.links) if returns else 0))
         self.width = self.down_at.stop
+        self.scalar = not self.peaked and self.width == LOAD + 1
+        """Whether labels differ in nothing but their value."""
         slack = 1 + ROUNDING
         self.sum_limit = np.array([limits[FIELDS[ADDITIVE[i]]] for i in self.sums]) * slack + 1e-12
         self.pace = limits.get("interval_s", np.inf) * slack + 1e-12
@@ -68,26 +72,32 @@ class Bills:
 
     def keeps(self, labels: Floats, tier: int) -> Bools:
         """(R,) whether labels keep all limits so far."""
-        good = (labels[:, self.sum_at] <= self.sum_limit).all(axis=1) & (labels[:, self.memory_at] <= self.memory_limit[tier]).all(axis=1)
-        return np.asarray(good & (self.peak(labels) <= self.pace))
+        limits = [*self.sum_limit, *self.memory_limit[tier]]
+        within = (labels[:, column] <= limit for column, limit in enumerate(limits, self.sum_at.start))
+        return reduce(np.logical_and, within, self.peak(labels) <= self.pace)
 
     def peak(self, labels: Floats) -> Floats:
         """(R,) the largest load, if nothing is added."""
-        return np.asarray(labels[:, [PEAK, LOAD]].max(axis=1, initial=0.0).clip(labels[:, self.down_at].max(axis=1, initial=0.0)))
+        return reduce(np.maximum, (labels[:, column] for column in (PEAK, LOAD, *range(self.down_at.start, self.down_at.stop))))
 
     def total(self, labels: Floats) -> Floats:
         """(R,) what is minimised, if nothing is added."""
         return np.asarray(labels[:, VALUE] + self.interval * self.peak(labels))
 
     def work(self, tier: int, seconds: Floats, memory_bytes: Floats) -> Floats:
-        """(H, S, width) of seconds (H, S) spent on a tier, and bytes (S, W) held by its workers."""
+        """(..., width) of seconds (...) spent on a tier, and bytes (..., W) held by its workers."""
         place = self.problem.tiers[tier]
         rows = self._additive(seconds[..., None] * [1.0, place.watts, place.price_per_s, 0.0])
         if self.peaked:
             rows[..., LOAD] = seconds
         for column, (worker, _) in enumerate(self.memory[tier], self.memory_at.start):
-            rows[..., column] = memory_bytes.sum(axis=1) if worker is None else memory_bytes[:, worker]
+            rows[..., column] = memory_bytes.sum(axis=-1) if worker is None else memory_bytes[..., worker]
         return rows
+
+    def rate(self, tier: int) -> float:
+        """Return what a second of work on a tier adds to the value."""
+        place = self.problem.tiers[tier]
+        return float(self.weights @ [1.0, place.watts, place.price_per_s, 0.0])
 
     def back(self, tier: int, tensors: list[Tensor], latency_reach: float) -> Floats:
         """(width,) results that return from a tier, and the latency of the links, if it is paid here."""

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from partitioners.arrays import Arrays, Floats, Ints
-from partitioners.cost import ROUNDING, exceeds, hops, solution
+from partitioners.cost import ROUNDING, exceeds, solution
 from partitioners.errors import Infeasible, PartitionerError
+from partitioners.hops import hops
 from partitioners.labels import CHUNK, VALUE, Columns, memory_of, undominated
 from partitioners.objective import FIELDS, Objective
 from partitioners.order import Step, steps

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from numbers import Integral, Real
-from reprlib import repr as short
 from typing import Any
 
 from partitioners.check_blocks import read_blocks
@@ -18,42 +16,10 @@ from partitioners.errors import PartitionerError
 from partitioners.objective import FIELDS, Objective
 from partitioners.placement import OPTIMAL_GAP, Block, Solution
 from partitioners.problem import Codec, Problem, Tensor
+from partitioners.verdict import Refutation, Verdict
 from partitioners.walk import TOLERANCE, Key, crossings, recompute, stops_of, walk
 
 __all__ = ["Refutation", "Verdict", "check", "recompute"]
-
-
-@dataclass(frozen=True)
-class Refutation:
-    """A claim that does not hold."""
-
-    field: str
-    """Where it stands in the answer, as in codecs[2].nbytes; a limit stands in the problem."""
-    claimed: Any
-    recomputed: Any
-    """The true number, or what is wrong in words."""
-
-    def __str__(self) -> str:
-        """One line with both numbers."""
-        true = self.recomputed if isinstance(self.recomputed, str) else _shown(self.recomputed)
-        return f"{self.field}: claimed {_shown(self.claimed)}, but {true}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """All claims of an answer; true if none is refuted."""
-
-    confirmed: tuple[str, ...]
-    refuted: tuple[Refutation, ...]
-
-    def __bool__(self) -> bool:
-        """Whether everything claimed holds."""
-        return not self.refuted
-
-    def __str__(self) -> str:
-        """The count, then one line for each claim that does not hold."""
-        head = f"{len(self.confirmed)} claims confirmed, {len(self.refuted)} refuted"
-        return "\n".join([head, *(f"  {refutation}" for refutation in self.refuted)])
 
 
 def check(problem: Problem | Mapping[str, Any] | str, answer: Solution | Mapping[str, Any] | str) -> Verdict:
@@ -293,14 +259,6 @@ class _Audit:
 
 def _value(objective: Objective, cost: Mapping[str, Any]) -> float:
     return float(sum(weight * cost[FIELDS[name]] for name, weight in objective.weights.items()))
-
-
-def _shown(value: Any) -> str:
-    """A short text of anything."""
-    try:
-        return f"{value:.12g}" if isinstance(value, float) else short(value)
-    except Exception:  # whatever its own repr raises; an integer of too many digits, for one
-        return f"a {type(value).__name__}"
 
 
 def _number(value: Any) -> float | None:

@@ -6,8 +6,7 @@ Each worker's time is the sum of what it receives, computes, exchanges and sends
 end of a block, which lasts as long as its slowest worker. A packet between two workers of which neither is the host
 passes both their links.
 
-Rows are ranges. How far a range reaches back through kernels and strides depends on its begin and on its end separately,
-so all ranges of a block cost O(rows) per op, not O(rows^2).
+Here are blocks by channels and heads; for those by rows see `rows`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import numpy as np
 
 from partitioners.arrays import Floats, Ints
 from partitioners.problem import Layout, Problem, Tensor
+from partitioners.rows import Rates, RowChain
 
 Leaves = Literal["whole", "divided", "replicated"]
 
@@ -39,18 +39,6 @@ class Held:
 AT_HOST = Held()
 
 
-class Spans(NamedTuple):
-    """(W, C+1) twice: a worker's seconds for the rows between two edges are `begin` of the one plus `end` of the other."""
-
-    begin: Floats
-    end: Floats
-
-    def at(self, edges: Ints) -> Floats:
-        """(S, W) of S ways to share, each the W+1 edges in chunks."""
-        w = np.arange(len(self.begin))
-        return np.asarray(self.begin[w, edges[:, :-1]] + self.end[w, edges[:, 1:]])
-
-
 class Priced(NamedTuple):
     """A block with its shares."""
 
@@ -64,13 +52,6 @@ class Priced(NamedTuple):
     """Who holds its last tensors."""
 
 
-def input_rows(form: Layout, begin: Ints, end: Ints) -> tuple[Ints, Ints]:
-    """Return the input rows, from and up to, for the output rows from `begin` up to `end`; padding is no row."""
-    low = begin * form.stride - form.padding
-    high = (end - 1) * form.stride - form.padding + form.dilation * (form.kernel - 1) + 1
-    return np.clip(low, 0, form.input_rows), np.clip(high, 0, form.input_rows)
-
-
 class Division:
     """One block in one layout, its shares still open.
 
@@ -78,14 +59,12 @@ class Division:
     """
 
     def __init__(self, problem: Problem, tier: int, ops: Sequence[str], forms: Sequence[Layout]) -> None:
-        self.problem, self.workers = problem, problem.tiers[tier].workers
+        self.problem, self.tier, self.workers = problem, tier, problem.tiers[tier].workers
         self.ops = [problem.ops[problem.op_index[name]] for name in ops]
         self.form = dict(zip(ops, forms, strict=True))
         self.last = forms[-1]
         self.axis, self.by_rows = self.last.axis, self.last.axis == "rows"
-        self.forth = np.array([worker.forth_bytes_per_s for worker in self.workers])
-        self.back = np.array([worker.back_bytes_per_s for worker in self.workers])
-        self.latency = np.array([worker.latency_s for worker in self.workers])
+        self.rates = Rates.of(self.workers)
         taken = {tensor.name: tensor for op in self.ops for tensor in problem.inputs_of[op.name]}
         self.entry = [tensor for tensor in taken.values() if tensor.producer not in self.form]
         self.inner = [tensor for tensor in taken.values() if tensor.producer in self.form]
@@ -144,95 +123,18 @@ class Division:
     def times(self, shares: Ints, held: Held, leaves: Leaves) -> tuple[Floats, Floats]:
         """(S, W) seconds of computing and of all else, for S ways to share, in units; of no meaning where a share is 0."""
         if self.by_rows:
-            edges = self.cuts(shares)
-            send = self.rows_send.at(edges) if leaves == "whole" else np.zeros(shares.shape)
-            return self.rows_compute.at(edges), self.rows_receive(held, edges) + send
+            return self._times_by_rows(shares, held, leaves)
         moves = [self.moves(n[:, None], held, leaves, active(n.tolist()))[:, 0] for n in shares]
         return self.compute(shares.T).T, np.array(moves)
 
-    # -- rows
-
-    @cached_property
-    def edges(self) -> Ints:
-        """(C+1,) the rows of the last op's output between which shares are cut."""
-        return np.minimum(np.arange(self.chunks + 1) * self.granularity, self.units)
-
-    def cuts(self, shares: Ints) -> Ints:
-        """(S, W+1) where shares (S, W) in units begin and end, in chunks."""
-        return -(-np.cumsum(np.insert(shares, 0, 0, axis=1), axis=1) // self.granularity)
-
-    @cached_property
-    def _reach_back(self) -> tuple[dict[str, tuple[Ints, Ints]], dict[str, tuple[Ints, Ints]]]:
-        """For each op the rows computed, from and up to, by the edges of the block; for each tensor taken, the rows needed.
-
-        What several consumers need of a tensor, or of the tensors of one op, is the hull of it.
-        """
-        computed, needed = {self.ops[-1].name: (self.edges, self.edges)}, dict[str, tuple[Ints, Ints]]()
-        for op in reversed(self.ops):
-            if op.name not in computed:
-                wanted = [needed[tensor.name] for tensor in self.problem.outputs_of[op.name] if tensor.name in needed]
-                computed[op.name] = _hull(wanted)
-            rows = input_rows(self.form[op.name], *computed[op.name])
-            for tensor in self.problem.inputs_of[op.name]:
-                needed[tensor.name] = _hull([needed.get(tensor.name, rows), rows])
-        return computed, needed
-
-    @cached_property
-    def rows_compute(self) -> Spans:
-        """Seconds of computing, halos included."""
-        begin, end = np.zeros((2, len(self.workers), self.chunks + 1))
-        for op in self.ops:
-            form, (low, high) = self.form[op.name], self._reach_back[0][op.name]
-            rate = np.array(form.seconds_per_unit)[:, None] * op.reach
-            begin -= rate * low
-            end += rate * high + np.array(form.fixed_s)[:, None] * op.reach
-        return Spans(begin, end)
-
-    @cached_property
-    def rows_from_host(self) -> Spans:
-        """Seconds of receiving all rows needed from the host."""
-        begin, end = np.zeros((2, len(self.workers), self.chunks + 1))
-        for tensor in self.entry:
-            low, high = self._reach_back[1][tensor.name]
-            per_row = tensor.nbytes * tensor.reach / self._height(tensor) / self.forth[:, None]
-            begin -= per_row * low
-            end += per_row * high
-        return Spans(begin, end + (self.latency * _reach(self.entry))[:, None])
-
-    @cached_property
-    def rows_send(self) -> Spans:
-        """Seconds of sending the rows of the block's output to the host."""
-        per_row = _nbytes(self.exit) / self.units / self.back[:, None] * self.edges
-        return Spans(-per_row, per_row + (self.latency * _reach(self.exit))[:, None])
-
-    def rows_receive(self, held: Held, edges: Ints) -> Floats:
-        """(S, W) seconds of receiving, for S ways to share, each the W+1 edges in chunks."""
-        if held.rows is not None:
-            return np.asarray(self.fetch(np.array([held.rows]), edges)[0])
-        at_host = [[w in held.whole for w in range(len(self.workers))]]
-        return np.asarray(np.where(at_host, 0.0, self.rows_from_host.at(edges)))
-
-    def fetch(self, held: Ints, edges: Ints) -> Floats:
-        """(H, S, W) seconds of fetching from the others, for H ways in which rows are held, each where the W+1 begin and end."""
-        return np.stack([self._from_peers(held[:, None, :], edges, w) for w in range(len(self.workers))], axis=2)
-
-    def _from_peers(self, held: Ints, edges: Ints, w: int) -> Floats:
-        """(H, S) seconds of worker w for the rows that it needs and others hold."""
-        arriving, sending, latency = np.zeros((3, len(held), len(edges)))
-        for v in range(len(self.workers)):
-            nbytes, count = np.zeros(latency.shape), np.zeros(latency.shape, dtype=np.int64)
-            for tensor in self.entry if v != w else ():
-                low, high = self._reach_back[1][tensor.name]
-                wanted = np.minimum(high[edges[:, w + 1]], held[..., v + 1]) - np.maximum(low[edges[:, w]], held[..., v])
-                nbytes += np.maximum(wanted, 0) * tensor.nbytes * tensor.reach / self._height(tensor)
-                count += np.maximum(wanted, 0)
-            arriving += nbytes / self.forth[w]
-            sending = np.maximum(sending, nbytes / self.back[v])
-            latency = np.maximum(latency, np.where(count > 0, self.latency[w] + self.latency[v], 0.0))
-        return np.asarray(np.maximum(arriving, sending) + latency * _reach(self.entry))
-
-    def _height(self, tensor: Tensor) -> int:
-        return next(self.form[name].input_rows for name in tensor.consumers if name in self.form)
+    def _times_by_rows(self, shares: Ints, held: Held, leaves: Leaves) -> tuple[Floats, Floats]:
+        (block,) = RowChain(self.problem, self.tier, [list(self.form)], self.form).endings
+        edges = block.cuts(shares)
+        if held.rows is None:
+            moves = block.received(edges[None], held.whole)[0]
+        else:
+            moves = block.fetched(np.array([held.rows]), np.array([0]), edges)[0]
+        return block.compute.at(edges[None])[0], moves + (block.send.at(edges[None])[0] if leaves == "whole" else 0.0)
 
     # -- channels and heads
 
@@ -250,7 +152,7 @@ class Division:
         total = np.zeros((len(self.workers), 1)) + 0.0 * n
         if self.entry:
             nbytes = sum(t.nbytes * t.reach * (1 if self._needed_whole(t) else n / self.units) for t in self.entry)
-            receive = nbytes / self.forth[:, None] + (self.latency * _reach(self.entry))[:, None]
+            receive = nbytes / self.rates.forth[:, None] + (self.rates.latency * _reach(self.entry))[:, None]
             total += np.where([[w in held.whole] for w in range(len(self.workers))], 0.0, receive)
         for tensor in self.pooled:
             total += self._collective(self.form[tensor.producer].gives, n, [tensor], group)
@@ -266,7 +168,7 @@ class Division:
 
     def alone(self, leaves: Leaves) -> bool:
         """Whether a worker's time does not depend on who else has a share."""
-        return self.by_rows or (leaves == "whole" and self.last.gives != "whole" and not self.pooled)
+        return leaves == "whole" and self.last.gives != "whole" and not self.pooled
 
     def _leave(self, n: Ints, leaves: Leaves, group: Collection[int]) -> Floats:
         gives, first = self.last.gives, min(group)
@@ -276,22 +178,23 @@ class Division:
             share = np.array([[w == first] for w in range(len(self.workers))]) + 0.0 * n
         else:
             share = n / self.units if gives == "split" else np.ones_like(n, dtype=float)
-        return np.asarray(share * _nbytes(self.exit) / self.back[:, None] + (share > 0) * (self.latency * _reach(self.exit))[:, None])
+        latency = (share > 0) * (self.rates.latency * _reach(self.exit))[:, None]
+        return np.asarray(share * _nbytes(self.exit) / self.rates.back[:, None] + latency)
 
     def _collective(self, gives: str, n: Ints, tensors: Sequence[Tensor], group: Collection[int]) -> Floats:
         """(W, K) or (1, 1) seconds until each of the group has all: of a sum, or of what each has a share of."""
         if len(group) < 2:
             return np.zeros((1, 1))
         nbytes, reach, p, others = _nbytes(tensors), _reach(tensors), len(group), sorted(group)
-        furthest = sorted(self.latency[others])[-2:]
+        furthest = sorted(self.rates.latency[others])[-2:]
         if gives == "partial":
             # Two exchange their terms; more do a reduce-scatter and an all-gather.
-            rate, rounds = float(np.minimum(self.forth, self.back)[others].min()), 1 if p == 2 else 2
+            rate, rounds = float(np.minimum(self.rates.forth, self.rates.back)[others].min()), 1 if p == 2 else 2
             return np.array([[(nbytes if p == 2 else 2 * (p - 1) / p * nbytes) / rate + rounds * sum(furthest) * reach]])
-        sent = n / self.units * nbytes * (p - 1) / self.back[:, None]
-        received = (1 - n / self.units) * nbytes / self.forth[:, None]
-        peer = np.array([max((self.latency[v] for v in others if v != w), default=0.0) for w in range(len(self.workers))])
-        return np.asarray(np.maximum(sent, received) + ((self.latency + peer) * reach)[:, None])
+        sent = n / self.units * nbytes * (p - 1) / self.rates.back[:, None]
+        received = (1 - n / self.units) * nbytes / self.rates.forth[:, None]
+        peer = np.array([max((self.rates.latency[v] for v in others if v != w), default=0.0) for w in range(len(self.workers))])
+        return np.asarray(np.maximum(sent, received) + ((self.rates.latency + peer) * reach)[:, None])
 
     def _needed_whole(self, tensor: Tensor) -> bool:
         return any(self.form[name].takes == "whole" for name in tensor.consumers if name in self.form)
@@ -300,10 +203,6 @@ class Division:
 def active(shares: Sequence[int]) -> tuple[int, ...]:
     """Return the workers that have a share."""
     return tuple(w for w, share in enumerate(shares) if share)
-
-
-def _hull(ranges: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    return np.minimum.reduce([low for low, _ in ranges]), np.maximum.reduce([high for _, high in ranges])
 
 
 def _nbytes(tensors: Sequence[Tensor]) -> float:

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from partitioners.division import AT_HOST, Division
+from partitioners.division import AT_HOST
 from partitioners.errors import Infeasible
 from partitioners.placement import Block
 from partitioners.problem import Problem
-from partitioners.sizing import Sizing
+from partitioners.row_sizing import RowSizing
+from partitioners.rows import RowChain
 
 
 def fused_blocks(problem: Problem, tier: str, ops: Sequence[str]) -> tuple[float, tuple[Block, ...]]:
@@ -28,19 +27,17 @@ def fused_blocks(problem: Problem, tier: str, ops: Sequence[str]) -> tuple[float
     `ops` stand in the order of the data, each takes from the one before it alone, and each has a layout by rows on the
     tier; otherwise raises `Infeasible`. Limits on memory are not looked at.
     """
-    forms = [next((f for f in problem.ops[problem.op_index[op]].layouts if (f.tier, f.axis) == (tier, "rows")), None) for op in ops]
-    for op, form, before in zip(ops, forms, [None, *ops], strict=False):
-        if form is None:
+    found = {op: [f for f in problem.ops[problem.op_index[op]].layouts if (f.tier, f.axis) == (tier, "rows")] for op in ops}
+    for op, before in zip(ops, [None, *ops], strict=False):
+        if not found[op]:
             raise Infeasible(f"{op!r} has no layout by rows on {tier!r}")
         if before is not None and {tensor.producer for tensor in problem.inputs_of[op]} != {before}:
             raise Infeasible(f"{op!r} does not take from {before!r} alone; fused blocks need a chain")
+    chain = RowChain(problem, problem.tier_index[tier], [[op] for op in ops], {op: forms[0] for op, forms in found.items()})
     best: list[tuple[float, tuple[Block, ...]]] = [(0.0, ())]
-    for j in range(1, len(ops) + 1):
-        ways = []
-        for i in range(j):
-            division = Division(problem, problem.tier_index[tier], ops[i:j], [form for form in forms[i:j] if form is not None])
-            options = Sizing(division, False, np.zeros(0)).options(AT_HOST, "whole")
-            block = Block(tuple(ops[i:j]), tier, "rows", tuple(options.shares[0].tolist()))
-            ways.append((best[i][0] + float(options.seconds[0, 0]), (*best[i][1], block)))
-        best.append(min(ways, key=lambda way: way[0]))
+    for j, ending in enumerate(chain.endings, 1):
+        options = RowSizing(ending, scarce=False).gathered(AT_HOST.whole)
+        totals = [best[i][0] + float(options.seconds[i, 0]) for i in range(j)]
+        i = min(range(j), key=totals.__getitem__)
+        best.append((totals[i], (*best[i][1], Block(tuple(ops[i:j]), tier, "rows", tuple(options.shares[i, 0].tolist())))))
     return best[-1]

@@ -17,24 +17,24 @@ Rows on one tier, gathered after each block, are the fused blocks of AOFL (Zhou 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from partitioners.arrays import Floats, Ints
-from partitioners.bills import Bills, Way, return_latency
+from partitioners.bills import VALUE, Bills, Way
 from partitioners.division import AT_HOST, Held, Leaves, active
 from partitioners.errors import PartitionerError
 from partitioners.labels import undominated
 from partitioners.objective import Objective
-from partitioners.pieces import Pieces, Run
+from partitioners.pieces import Run
 from partitioners.placement import Block, Crossing
-from partitioners.problem import AXES, Axis, Problem
+from partitioners.problem import AXES, Axis
+from partitioners.row_sizing import RowOptions
 from partitioners.sizing import Sizing
+from partitioners.space import RowBlocks, Space
 
-CANDIDATES = 12  # ways to cut rows that stay divided, where not all are tried
 LABELS = 400  # of one node and way to divide its rows; half of them are kept for a fair use of memory
 
 Kind = frozenset[int] | None
@@ -42,57 +42,6 @@ Kind = frozenset[int] | None
 HOST = AT_HOST.whole
 Node = tuple[int, int, Kind, bool]
 """Pieces done, tier, how its tensors are held, whether a link may have been crossed since."""
-
-
-class Space:
-    """What is searched for one problem, under any objective."""
-
-    def __init__(self, problem: Problem) -> None:
-        """Find the blocks; raises `PartitionerError` where the problem has no one way along the data."""
-        if problem.two_way:
-            raise PartitionerError("'hybrid' sends data one way; the problem is two_way.\n  Take 'mincut' or 'milp'.")
-        self.problem, self.pieces = problem, Pieces(problem)
-        self.returned = [self.pieces.returned(i) for i in range(len(self.pieces))]
-        self.latency_reach = return_latency(problem, self.returned)
-        limited = [tier.memory_bytes is not None or any(w.memory_bytes is not None for w in tier.workers) for tier in problem.tiers]
-        weights = [_weights(problem, tier.name) for tier in problem.tiers]
-        fair = [_fair(problem, tier, weights[tier]) for tier in range(len(problem.tiers))]
-        by_piece = [np.array([0.0, *(sum(held[op] for op in ops) for ops in self.pieces.ops)]) for held in weights]
-        self.weighed = [held.cumsum() / max(held.sum(), 1e-12) for held in by_piece]
-        """For each tier, the part of all weights that belongs to so many pieces."""
-        self.runs = [(run, Sizing(run.division, limited[run.tier], fair[run.tier])) for run in self.pieces.runs]
-        self.complete = all(sizing.complete for (run, sizing) in self.runs if limited[run.tier] or run.division.by_rows)
-        """Whether every way to share is tried that may be needed."""
-        self.may_stay = {
-            (run.tier, run.begin)
-            for run, _ in self.runs
-            if run.division.by_rows and run.begin and self.pieces.alive(run.begin) and not self.returned[run.begin - 1]
-        }
-        """The tiers and cut vertices where rows may stay divided."""
-        self._rows: dict[tuple[int, int], Ints] = {}
-
-    def rows(self, tier: int, position: int) -> Ints:
-        """(S, W) the ways to cut rows at a cut vertex."""
-        if (tier, position) not in self._rows:
-            ending = [s for run, s in self.runs if (run.end, run.tier) == (position, tier) and run.division.by_rows]
-            if ending[0].complete:
-                found = ending[0].every
-            else:
-                count = Counter(tuple(shares) for s in ending for shares in s.options(AT_HOST, "whole").shares.tolist())
-                found = np.array([shares for shares, _ in count.most_common(CANDIDATES)])
-            self._rows[tier, position] = found
-        return self._rows[tier, position]
-
-
-def _weights(problem: Problem, tier: str) -> dict[str, float]:
-    """Return the bytes of each op that the workers of a tier may share out."""
-    return {op.name: max((f.weight_bytes_per_unit * f.units for f in op.layouts if f.tier == tier), default=0.0) for op in problem.ops}
-
-
-def _fair(problem: Problem, tier: int, weights: dict[str, float]) -> Floats:
-    """(W,) the part of all weights that each worker of a tier may hold if they are shared out everywhere alike."""
-    limits = [np.inf if worker.memory_bytes is None else worker.memory_bytes for worker in problem.tiers[tier].workers]
-    return np.asarray(limits) / max(sum(weights.values()), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -111,7 +60,7 @@ class _Front:
 
     labels: Floats
     rows: Ints
-    """Of rows that are divided, the way: its place in `Space.rows`."""
+    """Of rows that are divided, the way: its place in `Space.cuts`."""
     edge: Ints
     """By which each was reached: its place in `_Search.edges`."""
     option: Ints
@@ -122,15 +71,19 @@ class _Front:
     def __getitem__(self, at: Ints) -> _Front:
         return _Front(self.labels[at], self.rows[at], self.edge[at], self.option[at], self.parent[at])
 
+    @staticmethod
+    def together(fronts: Sequence[_Front]) -> _Front:
+        return _Front(*(np.concatenate([getattr(front, name) for front in fronts]) for name in _Front.__dataclass_fields__))
+
 
 @dataclass(frozen=True)
 class _Edge:
-    """A step, and the node from which it was taken."""
+    """A step, and the node from which it was taken: of blocks by rows, the first one from which it might have been."""
 
     source: Node
     run: Run | None = None
     shares: Ints | None = None
-    """(S, W)"""
+    """(B, S, W) of a block from each of B nodes, at one cut vertex after the other; an option counts through B and S."""
     leaves: Leaves = "whole"
     ways: tuple[Way, ...] = ()
 
@@ -149,6 +102,7 @@ class Search:
         for run, sizing in space.runs:
             if run.division.axis in axes:
                 self.runs[run.begin].append((run, sizing))
+        self.by_rows = space.by_rows if "rows" in axes else [[] for _ in space.by_rows]
         self.edges: list[_Edge] = []
         self.fronts: dict[Node, _Front] = {}
         self._made: dict[Node, list[_Front]] = {}
@@ -160,14 +114,15 @@ class Search:
         nothing = np.zeros(1, dtype=np.int64)
         for tier in range(len(self.problem.tiers)):
             self.fronts[0, tier, HOST, True] = _Front(np.zeros((1, self.bills.width)), nothing, nothing, nothing, nothing)
-        for position in range(len(self.pieces)):
-            if position:
-                self._settle(position)
+        for position in range(len(self.pieces) + 1):
+            for blocks in self.by_rows[position]:
+                self._share_rows(blocks)
+            self._settle(position)
+            if 0 < position < len(self.pieces):
                 self._cross(position)
                 self._settle(position)
             for node in [node for node in self.fronts if node[0] == position and node[3]]:
                 self._advance(node)
-        self._settle(len(self.pieces))
         ends = [node for node in self.fronts if node[0] == len(self.pieces)]
         if not ends:
             return None
@@ -180,51 +135,65 @@ class Search:
         position, tier, kind, _ = node
         if kind is not None and self.pieces.fits(position, tier):
             ops = [self.problem.ops[self.problem.op_index[name]] for name in self.pieces.ops[position]]
-            seconds = np.array([[sum(op.seconds[tier] * op.reach for op in ops)]])
+            seconds = np.array([sum(op.seconds[tier] * op.reach for op in ops)])
             held = np.zeros((1, max(1, len(self.problem.tiers[tier].workers))))
             held[0, 0] = sum(op.memory_bytes for op in ops)
             step = self.bills.work(tier, seconds, held) + self._back(position, tier)
-            self._reach((position + 1, tier, HOST, False), node, self._edge(_Edge(node)), step)
+            self._reach((position + 1, tier, HOST, False), node, self._edge(_Edge(node)), step, np.zeros(1, dtype=np.int64))
         for run, sizing in self.runs[position]:
-            if run.tier == tier and (kind is not None or run.division.by_rows):
-                for leaves in self._leavings(run):
-                    self._share(node, run, sizing, leaves)
-
-    def _leavings(self, run: Run) -> Iterator[Leaves]:
-        yield "whole"
-        if not run.division.by_rows and run.end < len(self.pieces):
-            yield "replicated"
-        if run.division.by_rows and (run.tier, run.end) in self.space.may_stay:
-            yield "divided"
+            if run.tier == tier and kind is not None:
+                self._share(node, run, sizing, "whole")
+                if run.end < len(self.pieces):
+                    self._share(node, run, sizing, "replicated")
 
     def _share(self, node: Node, run: Run, sizing: Sizing, leaves: Leaves) -> None:
         """Take one run as a block, in every way that may be best."""
-        kind = node[2]
-        divided = kind is None or leaves == "divided"
-        if self.relaxed and divided:
-            options = sizing.least(None if kind is None else Held(kind), leaves)
-        elif kind is None:
-            options = sizing.between(self.space.rows(run.tier, run.begin), leaves, self.space.rows(run.tier, run.end))
-        else:
-            options = sizing.options(Held(kind), leaves, self.space.rows(run.tier, run.end) if divided else None)
+        options = sizing.options(Held(node[2] or HOST), leaves)
         steps = self.bills.work(run.tier, options.seconds, options.memory_bytes) + self._back(run.end - 1, run.tier)
-        edge = self._edge(_Edge(node, run, options.shares, leaves))
-        if leaves == "replicated":
-            groups = [frozenset({0, *active(shares)}) for shares in options.shares.tolist()]
-            for group in dict.fromkeys(groups):
-                which = np.array([i for i, each in enumerate(groups) if each == group])
-                self._reach((run.end, run.tier, group, False), node, edge, steps, which)
-        else:
-            self._reach((run.end, run.tier, HOST if leaves == "whole" else None, False), node, edge, steps)
+        edge = self._edge(_Edge(node, run, options.shares[None], leaves))
+        groups = [HOST if leaves == "whole" else frozenset({0, *active(shares)}) for shares in options.shares.tolist()]
+        for group in dict.fromkeys(groups):
+            which = np.array([i for i, each in enumerate(groups) if each == group])
+            self._reach((run.end, run.tier, group, False), node, edge, steps, which)
 
-    def _reach(self, node: Node, source: Node, edge: int, steps: Floats, which: Ints | None = None) -> None:
-        """Add to each label of a node each of the steps (H, S, width), or `which` of the S, by the way its rows are held."""
+    def _reach(self, node: Node, source: Node, edge: int, steps: Floats, which: Ints) -> None:
+        """Add to each label of a node, where no rows are divided, each of the steps (S, width) that are asked for."""
         front = self.fronts[source]
-        which = np.arange(steps.shape[1]) if which is None else which
         parent, option = np.repeat(np.arange(len(front.rows)), len(which)), np.tile(which, len(front.rows))
-        labels = front.labels[parent] + steps[front.rows[parent], option]
-        rows = option if node[2] is None else np.zeros_like(option)
-        self._add(node, _Front(labels, rows, np.full_like(option, edge), option, parent))
+        self._add(node, _Front(front.labels[parent] + steps[option], np.zeros_like(option), np.full_like(option, edge), option, parent))
+
+    def _share_rows(self, blocks: RowBlocks) -> None:
+        """Take all blocks by rows that end at one cut vertex, from every node before, in every way that may be best."""
+        nodes = [node for node in self.fronts if node[1] == blocks.tier and node[3] and blocks.begin <= node[0] < blocks.end]
+        for kind in dict.fromkeys(node[2] for node in nodes):
+            begins = np.array([node[0] for node in nodes if node[2] == kind])
+            for gathers in (True, False) if blocks.may_stay else (True,):
+                self._take_rows(blocks, kind, begins, gathers, self._row_options(blocks, kind, gathers))
+
+    def _row_options(self, blocks: RowBlocks, kind: Kind, gathers: bool) -> RowOptions:
+        if self.relaxed and not (gathers and kind is not None):
+            return blocks.sizing.least(kind, gathers)
+        if kind is None:
+            return blocks.sizing.between(self.space.cuts_before(blocks), self.space.cuts(blocks.tier, blocks.end), gathers)
+        return blocks.sizing.gathered(kind) if gathers else blocks.sizing.divided(kind, self.space.cuts(blocks.tier, blocks.end))
+
+    def _take_rows(self, blocks: RowBlocks, kind: Kind, begins: Ints, gathers: bool, options: RowOptions) -> None:
+        """Add to each label at the cut vertices `begins` each of the options."""
+        fronts = [self.fronts[begin, blocks.tier, kind, True] for begin in begins.tolist()]
+        front, many = _Front.together(fronts), [len(each.rows) for each in fronts]
+        block, parent = np.repeat(begins - blocks.begin, many), np.concatenate([np.arange(each) for each in many])
+        seconds = options.seconds[options.first[block] + front.rows]
+        possible = np.isfinite(seconds)
+        if self.bills.scalar:  # the best label before each way will do
+            added = np.multiply(self.bills.rate(blocks.tier), seconds, out=np.full_like(seconds, np.inf), where=possible)
+            possible &= np.arange(len(seconds))[:, None] == (front.labels[:, [VALUE]] + added).argmin(axis=0)
+        at, way = np.nonzero(possible)
+        steps = self.bills.work(blocks.tier, seconds[at, way], options.memory_bytes[block[at], way])
+        labels = front.labels[at] + steps + self._back(blocks.end - 1, blocks.tier)
+        edge = self._edge(_Edge((blocks.begin, blocks.tier, kind, True), None, options.shares, "whole" if gathers else "divided"))
+        option, rows = block[at] * seconds.shape[1] + way, np.zeros_like(way) if gathers else way
+        node = (blocks.end, blocks.tier, HOST if gathers else None, False)
+        self._add(node, _Front(labels, rows, np.full_like(way, edge), option, parent[at]))
 
     def _add(self, node: Node, front: _Front) -> None:
         self._made.setdefault(node, []).append(front[np.flatnonzero(self.bills.keeps(front.labels, node[1]))])
@@ -251,7 +220,7 @@ class Search:
         """Make fronts of all that was added to one cut vertex, without what other labels beat."""
         for node in [node for node in self._made if node[0] == position]:
             fronts = self._made.pop(node)
-            merged = _Front(*(np.concatenate([getattr(front, name) for front in fronts]) for name in _Front.__dataclass_fields__))
+            merged = _Front.together(fronts)
             ways = len(np.unique(merged.rows))
             if self.bills.memory_at.stop > self.bills.memory_at.start:  # many columns, in which few labels beat each other
                 merged = self._promising(node, merged, 10 * LABELS * ways)
@@ -283,16 +252,21 @@ class Search:
         while node[0]:
             front = self.fronts[node]
             edge, option = self.edges[front.edge[row]], int(front.option[row])
+            source = edge.source
             if edge.ways:
                 codecs += edge.ways[option].codecs
-            elif edge.run is not None and edge.shares is not None:
-                blocks.append(self._block(edge.run, tuple(edge.shares[option].tolist()), edge.leaves))
-            for piece in self.pieces.ops[edge.source[0] : node[0]]:
+            elif edge.shares is not None:
+                after, way = divmod(option, edge.shares.shape[1])
+                source = (source[0] + after, *source[1:])
+                blocks.append(self._block(edge, source[0], node, tuple(edge.shares[after, way].tolist())))
+            for piece in self.pieces.ops[source[0] : node[0]]:
                 placement |= dict.fromkeys(piece, self.problem.tiers[node[1]].name)
-            node, row = edge.source, int(front.parent[row])
+            node, row = source, int(front.parent[row])
         return Plan(value, placement, tuple(reversed(blocks)), tuple(codecs))
 
-    def _block(self, run: Run, shares: tuple[int, ...], leaves: Leaves) -> Block:
-        form = run.division.form
-        takes = () if run.division.by_rows else tuple(each.takes for each in form.values())
-        return Block(tuple(form), self.problem.tiers[run.tier].name, run.division.axis, shares, takes, leaves)
+    def _block(self, edge: _Edge, begin: int, node: Node, shares: tuple[int, ...]) -> Block:
+        tier = self.problem.tiers[node[1]].name
+        if edge.run is None:
+            return Block(tuple(op for piece in self.pieces.ops[begin : node[0]] for op in piece), tier, "rows", shares, (), edge.leaves)
+        form = edge.run.division.form
+        return Block(tuple(form), tier, edge.run.division.axis, shares, tuple(each.takes for each in form.values()), edge.leaves)

@@ -27,8 +27,9 @@ from itertools import combinations
 import numpy as np
 
 from partitioners.arrays import Arrays, Floats, Ints
-from partitioners.cost import ROUNDING, evaluate, hops, solution
+from partitioners.cost import ROUNDING, evaluate, solution
 from partitioners.errors import Infeasible, PartitionerError
+from partitioners.hops import hops
 from partitioners.objective import ADDITIVE, FIELDS, LATENCY, Objective
 from partitioners.placement import Crossing, Solution
 from partitioners.prices import Prices

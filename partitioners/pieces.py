@@ -11,18 +11,29 @@ from partitioners.arrays import Arrays
 from partitioners.division import Division
 from partitioners.order import steps
 from partitioners.problem import Axis, Layout, Problem, Tensor
+from partitioners.rows import RowChain
 
 FORMS = 256  # ways to choose one layout for each op of a piece; enough for eight ops with two each
 
 
 @dataclass(frozen=True)
 class Run:
-    """The pieces from `begin` up to `end` on one tier, in one layout for each op."""
+    """The pieces from `begin` up to `end` on one tier, by channels or heads, in one layout for each op."""
 
     begin: int
     end: int
     tier: int
     division: Division
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The pieces from `begin` up to `end` on one tier, all of whose runs may be divided by rows; rows have one layout an op."""
+
+    begin: int
+    end: int
+    tier: int
+    chain: RowChain
 
 
 class Pieces:
@@ -58,13 +69,37 @@ class Pieces:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """All runs that some layout allows; runs by channels or heads end where every worker comes to hold everything."""
+        """All runs by channels or heads that some layout allows; they end where every worker comes to hold everything."""
         found: list[Run] = []
         for tier, place in enumerate(self.problem.tiers):
-            for axis in ("rows", "channels", "heads") if len(place.workers) > 1 else ():
+            for axis in ("channels", "heads") if len(place.workers) > 1 else ():
                 for begin in range(len(self)):
                     found += self._from(begin, tier, axis)
         return found
+
+    @cached_property
+    def by_rows(self) -> list[Rows]:
+        """The longest runs by rows; every part of one is a run as well."""
+        found: list[Rows] = []
+        for tier, place in enumerate(self.problem.tiers):
+            forms: list[tuple[Layout, ...]] = []
+            for end in range(len(self) + 1) if len(place.workers) > 1 else ():
+                more = self._rows(end, tier) if end < len(self) else []
+                if forms and not (more and self.alive(end) and not self.returned(end - 1)):
+                    found.append(self._chain(end - len(forms), end, tier, forms))
+                    forms = []
+                forms += more
+        return found
+
+    def _rows(self, position: int, tier: int) -> list[tuple[Layout, ...]]:
+        """Return the layouts by rows of the ops of one piece, if they can be one block; there is no other choice."""
+        ops = self.ops[position]
+        return [each for each in self._forms(position, tier, "rows") if Division(self.problem, tier, ops, each).fault is None]
+
+    def _chain(self, begin: int, end: int, tier: int, forms: list[tuple[Layout, ...]]) -> Rows:
+        ops = self.ops[begin:end]
+        form = {name: each for names, layouts in zip(ops, forms, strict=True) for name, each in zip(names, layouts, strict=True)}
+        return Rows(begin, end, tier, RowChain(self.problem, tier, ops, form))
 
     def _from(self, begin: int, tier: int, axis: Axis) -> Iterator[Run]:
         """Yield the runs of one axis from one piece on: longer and longer ones, in each choice of layouts."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -272,7 +272,9 @@ class Problem:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form as plain containers; what was left to its default is left out."""
-        return {"version": 2 if self.divisible or any(tier.workers for tier in self.tiers) else 1, **_plain(self)}
+        from partitioners.writer import plain
+
+        return {"version": 2 if self.divisible or any(tier.workers for tier in self.tiers) else 1, **plain(self)}
 
     def to_json(self) -> str:
         """Return the JSON text, of format version 1 where no tier has workers; `from_json` gives back an equal problem."""
@@ -282,21 +284,3 @@ class Problem:
 def _with_zeros(op: Op) -> Op:
     """Write out the `fixed_s` that layouts left out."""
     return replace(op, layouts=tuple(replace(each, fixed_s=each.fixed_s or (0.0,) * len(each.seconds_per_unit)) for each in op.layouts))
-
-
-# What a reader of the JSON form expects to see even where it equals the default.
-_ALWAYS = {"name", "relay", "returned", "consumers", "links", "ops", "tensors"}
-
-
-def _plain(value: Any) -> Any:
-    """Containers of a dataclass, fields at their default left out."""
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    if not hasattr(value, "__dataclass_fields__"):
-        return value
-    held = {spec.name: (spec, getattr(value, spec.name)) for spec in fields(value)}
-    return {
-        name: _plain(item) for name, (spec, item) in held.items() if name in _ALWAYS or (item != spec.default and item not in ((), {}))
-    }

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from partitioners.arrays import Arrays, Floats, Ints
-from partitioners.cost import hops
+from partitioners.hops import hops
 from partitioners.objective import ADDITIVE, FIELDS, Objective
 from partitioners.prices import Prices, Rates
 

@@ -116,28 +116,27 @@ def _by_convolution(costs: Floats, last: Floats, everyone: bool) -> Sized:
     return value, tuple(shares)
 
 
-def least_max_ranges(costs: Floats) -> Sized:
-    """Return the contiguous shares, in the order of the workers, whose largest cost is least; O(W C^2).
+def least_max_ranges(costs: Floats) -> tuple[Floats, Ints]:
+    """Return the contiguous shares, in the order of the workers, whose largest cost is least; O(N W C^2).
 
-    `costs` (W, C+1, C+1) by worker, begin and end; an empty range costs nothing, whatever stands there.
+    `costs` (N, W, C+1, C+1) of N blocks by worker, begin and end; an empty range costs nothing, whatever stands there.
+    Returns the costs (N,) and the shares (N, W); infinite and zeros where nothing is allowed.
     """
-    count, size, _ = costs.shape
-    idle = np.where(np.eye(size, dtype=bool), 0.0, np.inf)
-    upper = np.triu(np.ones((size, size), dtype=bool), 1)
-    so_far, begin = np.full(size, np.inf), np.zeros((count, size), dtype=np.int64)
-    so_far[0] = 0.0
+    blocks, count, size, _ = costs.shape
+    idle, upper = np.where(np.eye(size, dtype=bool), 0.0, np.inf), np.triu(np.ones((size, size), dtype=bool), 1)
+    so_far, begin = np.full((blocks, size), np.inf), np.zeros((count, blocks, size), dtype=np.int64)
+    so_far[:, 0] = 0.0
     for w in range(count):
-        table = np.maximum(so_far[:, None], np.where(upper, costs[w], idle))
-        begin[w] = table.argmin(axis=0)
-        so_far = table.min(axis=0)
-    value, end = float(so_far[-1]), size - 1
-    if value == np.inf:
-        return value, (0,) * count
-    shares = [0] * count
+        table = np.where(upper, costs[:, w], idle)
+        np.maximum(so_far[:, :, None], table, out=table)
+        begin[w] = table.argmin(axis=1)
+        so_far = np.take_along_axis(table, begin[w][:, None], axis=1)[:, 0]
+    shares, end = np.zeros((blocks, count), dtype=np.int64), np.full(blocks, size - 1)
     for w in range(count - 1, -1, -1):
-        shares[w] = end - int(begin[w, end])
-        end = int(begin[w, end])
-    return value, tuple(shares)
+        first = begin[w, np.arange(blocks), end]
+        shares[:, w], end = end - first, first
+    possible = np.isfinite(so_far[:, -1])
+    return so_far[:, -1], shares * possible[:, None]
 
 
 def count_shares(chunks: int, workers: int) -> int:
@@ -152,6 +151,8 @@ def every_share(chunks: int, workers: int) -> Iterator[Shares]:
         yield tuple(b - a - 1 for a, b in pairwise(edges))
 
 
-def edges_of(shares: Shares) -> Ints:
-    """(W+1,) where each share begins, and where the last one ends."""
-    return np.cumsum([0, *shares])
+def edges_of(shares: Ints) -> Ints:
+    """(..., W+1) where each share (..., W) begins, and where the last one ends."""
+    edges = np.zeros((*shares.shape[:-1], shares.shape[-1] + 1), dtype=np.int64)
+    np.cumsum(shares, axis=-1, out=edges[..., 1:])
+    return edges

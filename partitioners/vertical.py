@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from partitioners.cost import solution
-from partitioners.errors import PartitionerError
-from partitioners.hybrid import Plan, Search, Space
+from partitioners.errors import Infeasible, PartitionerError
+from partitioners.hybrid import Plan, Search
 from partitioners.objective import Objective
 from partitioners.placement import Solution
-from partitioners.problem import AXES, Problem
+from partitioners.problem import Problem
+from partitioners.space import Space
 
 Solver = Callable[[Problem, Objective], Solution]
 
@@ -44,7 +45,6 @@ def by_hybrid(problem: Problem, objective: Objective, whole: Solver) -> Solution
     space = Space(problem)
     search = Search(space, objective)
     found = search.least()
-    bound = _bound(search, found)
     plain: Solution | PartitionerError
     try:
         plain = run_whole(problem, objective, whole)
@@ -52,13 +52,12 @@ def by_hybrid(problem: Problem, objective: Objective, whole: Solver) -> Solution
         plain = reason
     if found is None and isinstance(plain, PartitionerError):
         raise plain
-    rivals: dict[str, float | str] = {"no division": plain.value if isinstance(plain, Solution) else str(plain)} if space.runs else {}
-    axes = [axis for axis in AXES if any(run.division.axis == axis for run, _ in space.runs)]
-    for axis in axes if len(axes) > 1 else ():
-        rival = Search(space, objective, (axis,)).least()
+    bound = _bound(search, found, plain)
+    rivals: dict[str, float | str] = {"no division": plain.value if isinstance(plain, Solution) else str(plain)} if space.axes else {}
+    for axis in space.axes if len(space.axes) > 1 else ():
+        alone = found is not None and {block.axis for block in found.blocks} <= {axis}  # it is the best by this axis as well
+        rival = found if alone else Search(space, objective, (axis,)).least()
         rivals[f"{axis} only"] = "nothing keeps the limits" if rival is None else rival.value
-    if isinstance(plain, Solution) and plain.certificate.bound is not None:
-        bound = min(bound, plain.certificate.bound)
     if found is None or (isinstance(plain, Solution) and plain.value <= found.value):
         assert isinstance(plain, Solution)
         best = solution(problem, plain.placement, f"hybrid, {plain.strategy}", bound, objective, plain.codecs)
@@ -67,8 +66,11 @@ def by_hybrid(problem: Problem, objective: Objective, whole: Solver) -> Solution
     return replace(best, baselines=rivals)
 
 
-def _bound(search: Search, found: Plan | None) -> float:
-    """Return what no plan of the search space can cost less than."""
+def _bound(search: Search, found: Plan | None, plain: Solution | PartitionerError) -> float | None:
+    """Return what no plan can cost less than, divided or not; None where that is not known."""
+    whole = plain.certificate.bound if isinstance(plain, Solution) else float("inf") if isinstance(plain, Infeasible) else None
+    if whole is None or not search.space.bounded:
+        return None
     if not (search.complete and search.space.complete):
         found = Search(search.space, search.objective, relaxed=True).least()
-    return float("inf") if found is None else found.value
+    return whole if found is None else min(whole, found.value)

@@ -1,4 +1,4 @@
-"""Keep the allocator from giving memory back between requests.
+"""What a process holds, and how to keep the allocator from giving memory back between requests.
 
 glibc returns the top of its heap to the kernel whenever enough of it is free, and the next request faults the same
 pages in again, one by one. A stage frees all its activations at the end of each request, so it pays every time:
@@ -8,6 +8,8 @@ measured on the first 44 layers of MobileNetV2, 24 ms a request instead of 8.
 from __future__ import annotations
 
 import ctypes
+
+import psutil
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_NBYTES = 1 << 30  # of freed memory; more goes back to the kernel
@@ -20,3 +22,8 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_TRIM_THRESHOLD, _KEPT_NBYTES)) and bool(mallopt(_M_MMAP_THRESHOLD, _KEPT_NBYTES))
+
+
+def private_nbytes() -> int:
+    """Memory that this process shares with no other: the object store's pages do not count."""
+    return int(psutil.Process().memory_full_info().uss)

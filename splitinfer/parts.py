@@ -58,7 +58,7 @@ def _parts(graph: Graph, planned: PlannedStage, layers: Sequence[str]) -> tuple[
 
 def divided(graph: Graph, block: PlannedBlock) -> ShardedBlock:
     """A planned block, divided. Raises ShardError."""
-    return divide(graph, block.layers, block.axis, block.shares, exchange_after=block.exchange_after)
+    return divide(graph, block.layers, block.axis, block.shares, exchange_after=block.exchange_after, inner_shares=block.inner_shares)
 
 
 def weight_nbytes(parts: Sequence[Sequence[Carved]], worker: int = 0) -> int:

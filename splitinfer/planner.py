@@ -15,7 +15,8 @@ from cluster.topology import Topology
 from splitinfer.calibrations import Calibration
 from splitinfer.errors import PlanError
 from splitinfer.learn.reach import reduced
-from splitinfer.lines import MOST_TIERS, LineModel, Wishes, kept_layers, lines_of
+from splitinfer.line_problem import MOST_TIERS, Wishes, kept_layers, lines_of
+from splitinfer.lines import LineModel
 from splitinfer.plans import Accuracy, Candidate, Plan, PlannedExit
 from splitinfer.profiles import Profile
 

@@ -35,8 +35,10 @@ class PlannedBlock:
     """Units of the axis for each machine: the tier's own first, then its peers in the order of the topology."""
     workers: tuple[str, ...]
     """The names of these machines."""
-    exchange_after: tuple[str, ...] = ()
-    """Layers behind which neighbours exchange halo rows, where elsewhere rows are computed twice."""
+    exchange_after: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Layers behind which neighbours exchange halo rows, where elsewhere rows are computed twice -> shares of the rows there."""
+    inner_shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Layers that open an axis of their own, the columns of an MLP for example -> its shares; else in proportion."""
     codec: str = "raw"
     """Of all messages between the machines."""
 
@@ -299,8 +301,9 @@ def _check(plan: Plan) -> None:
             if len(block.shares) != len(block.workers) or min(block.shares, default=0) < 0 or not any(block.shares):
                 shares = f"is {list(block.shares)} for {len(block.workers)} workers"
                 raise Malformed(f"{where}.shares' {shares}; give one each, 0 or more, and one above 0")
-            if not set(block.exchange_after) <= set(block.layers):
-                raise Malformed(f"{where}.exchange_after' names layers outside the block")
+            for layer, inner in [*block.exchange_after.items(), *block.inner_shares.items()]:
+                if layer not in block.layers or len(inner) != len(block.shares) or min(inner) < 0 or not any(inner):
+                    raise Malformed(f"{where}' gives '{layer}' {list(inner)}; a layer of the block, and one share each")
             if block.axis not in ("rows", "channels", "heads"):
                 raise Malformed(f"{where}.axis' is '{block.axis}'; it is rows, channels or heads")
     unknown = sorted(set(plan.limits) - {spec.name for spec in fields(Cost)})

@@ -198,7 +198,8 @@ def _free_lane(ends_s: list[float], span: Span) -> int:
 
 
 def _event(span: Span, trace: Trace, row: tuple[int, int], origin_s: float) -> dict[str, Any]:
-    details = {"request": trace.request_id, "stage": span.stage, "nbytes": span.nbytes, "declared_sleep_us": span.slept_s * 1e6}
+    details = {"request": trace.request_id, "stage": span.stage, "nbytes": span.nbytes, "declared_sleep_us": span.slept_s * 1e6,
+               "total_us": trace.total_s * 1e6}  # fmt: skip
     return {
         "ph": "X", "name": f"{span.kind} {span.stage}", "cat": span.kind, "pid": row[0], "tid": row[1],
         "ts": (span.start_s - origin_s) * 1e6, "dur": span.seconds * 1e6, "args": details,

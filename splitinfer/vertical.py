@@ -67,8 +67,11 @@ class Machines:
                 yield p.Layout(self.tier, "rows", rows, none, fixed)
 
 
-def planned_blocks(blocks: Sequence[p.Block], layers_of: Mapping[str, Sequence[str]], machines: Machines) -> tuple[PlannedBlock, ...]:
+def planned_blocks(
+    blocks: Sequence[p.Block], layers_of: Mapping[str, Sequence[str]], machines: Machines, ways: Mapping[str, Sequence[LayerLayout]]
+) -> tuple[PlannedBlock, ...]:
     """The blocks of one tier. What passes from one to the next without a gather is one block to the machines."""
+    opening = {layer for layer, each in ways.items() if any((way.takes, way.gives) == ("whole", "split") for way in each)}
     runs: list[list[p.Block]] = []
     for block in blocks:
         if block.tier != machines.tier:
@@ -84,6 +87,13 @@ def planned_blocks(blocks: Sequence[p.Block], layers_of: Mapping[str, Sequence[s
             continue
         axis = "heads" if any(block.axis == "heads" for block in run) else run[-1].axis
         shares = next(block.shares for block in reversed(run) if block.axis == axis)
-        halos = tuple(layers[-1] for layers in names[:-1] if layers) if axis == "rows" else ()
-        made.append(PlannedBlock(tuple(name for layers in names for name in layers), axis, tuple(shares), machines.names, halos))
+        inner = zip(names[:-1], run[:-1], strict=True) if axis == "rows" else ()
+        halos = {layers[-1]: tuple(block.shares) for layers, block in inner if layers}
+        own = (
+            {}
+            if axis == "rows"
+            else {layer: tuple(block.shares) for layers, block in zip(names, run, strict=True) for layer in layers if layer in opening}
+        )
+        every = tuple(name for layers in names for name in layers)
+        made.append(PlannedBlock(every, axis, tuple(shares), machines.names, halos, own))
     return tuple(made)

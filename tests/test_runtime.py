@@ -135,7 +135,7 @@ links:
             pipeline(*args, **kwargs)
             (group,) = pipeline.groups.values()
             for left in (1, 0):  # one worker is killed, then the other: the tier's own machine answers alone
-                victim = ray.get(group.workers[max(group.workers)].pid.remote())
+                victim = ray.get(group.workers[max(group.workers)].info.remote())["pid"]
                 futures = [pipeline.submit(*args, **kwargs) for _ in range(4)]
                 os.kill(victim, signal.SIGKILL)
                 futures += [pipeline.submit(*args, **kwargs) for _ in range(2)]

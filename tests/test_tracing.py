@@ -52,7 +52,8 @@ def test_microseconds_from_the_first_span():
     events = complete(REQUEST.to_chrome())
     assert [e["ts"] for e in events] == pytest.approx([0, 10_000, 12_000, 33_000, 34_000, 38_000])
     assert [e["dur"] for e in events] == pytest.approx([10_000, 2_000, 20_000, 1_000, 4_000, 8_000])
-    assert events[2]["args"] == {"request": "r1", "stage": "stage0", "nbytes": 1234, "declared_sleep_us": pytest.approx(19_000)}
+    declared, total = pytest.approx(19_000), pytest.approx(REQUEST.total_s * 1e6)
+    assert events[2]["args"] == {"request": "r1", "stage": "stage0", "nbytes": 1234, "declared_sleep_us": declared, "total_us": total}
 
 
 def test_overlapping_requests_take_more_rows_and_use_them_again():

@@ -3,7 +3,7 @@
 Each imports what it needs when it runs, so that ``--help`` loads nothing.
 """
 
-from splitinfer.commands import calibrate, demo, learn, plan, profile, report, run, simulate, testbed, verify
+from splitinfer.commands import calibrate, cluster, demo, learn, plan, profile, report, run, simulate, testbed, verify
 
-COMMANDS = (demo, learn, profile, calibrate, plan, simulate, run, report, testbed, verify)
+COMMANDS = (demo, learn, profile, calibrate, plan, simulate, run, report, cluster, testbed, verify)
 """In the order in which ``--help`` lists them."""

@@ -87,7 +87,7 @@ def _apart(bars: Sequence[Bar]) -> list[list[Bar]]:
     rows: list[list[Bar]] = []
     for bar in sorted(bars, key=lambda bar: bar.start_s):
         # Clocks and rounding: what overlaps by a hair does not overlap.
-        row = next((row for row in rows if row[-1].start_s + row[-1].seconds <= bar.start_s + 1e-6), None)
+        row = next((row for row in rows if row[-1].end_s <= bar.start_s + 1e-6), None)
         if row is None:
             rows.append([bar])
         else:

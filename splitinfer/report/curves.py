@@ -5,15 +5,13 @@ from __future__ import annotations
 from math import sqrt
 
 from splitinfer.report.chart import CHARACTER, Scale, axes, bounds, legend, line, picture, text
-from splitinfer.report.figures import MBPS, mbps, ms, number
+from splitinfer.report.figures import MBPS, UNITS, amount, mbps, ms, number
 from splitinfer.report.fronts import TradeOff
 from splitinfer.report.markup import Markup, joined, tag
 from splitinfer.report.sweep import Sweep
 
 _WIDTH, _LEFT, _RIGHT = 900.0, 90.0, 880.0
 _SHADES = 6
-UNITS = {"energy": "J", "money": "$"}
-"""Of costs beside the latency."""
 
 
 def latency_curves(sweep: Sweep) -> Markup:
@@ -50,23 +48,25 @@ def latency_curves(sweep: Sweep) -> Markup:
 def front_points(trade_off: TradeOff) -> Markup:
     """Circles for the front, squares for this plan and each tier alone."""
     unit = UNITS[trade_off.cost]
-    inside = [(point.latency_s, point.other) for point in trade_off.points]
-    every = [*inside, *trade_off.marks.values()]
+    inside = [(point.latency_s, amount(trade_off.cost, point.other)) for point in trade_off.points]
+    marks = {name: (latency, amount(trade_off.cost, other)) for name, (latency, other) in trade_off.marks.items()}
+    every = [*inside, *marks.values()]
     entries = [("Pareto front", _circle(12, 6)), ("this plan", _square(12, 6, "mark this")), ("one tier alone", _square(12, 6, "mark"))]
     key, top = legend(entries, _LEFT, 4, _WIDTH)
     x = Scale(*bounds([latency * 1e3 for latency, _ in every]), _LEFT, _RIGHT - 60)
     y = Scale(*bounds([other for _, other in every]), top + 360, top + 30)
     steps = [f"{x(latency * 1e3):.1f} {y(other):.1f}" for latency, other in _staircase(inside)]
-    drawn: list[str] = [key, axes(x, y, "latency of one request, ms", f"{trade_off.cost} of one request, {unit}")]
+    what = f"{trade_off.cost}, {unit}" if trade_off.cost == "money" else f"{trade_off.cost} of one request, {unit}"
+    drawn: list[str] = [key, axes(x, y, "latency of one request, ms", what)]
     drawn.append(tag("path", d="M" + "L".join(steps), class_="staircase"))
-    for name, (latency, other) in trade_off.marks.items():
+    for name, (latency, other) in marks.items():
         at, up = x(latency * 1e3), y(other)
         tip = f"{name}: {ms(latency)}, {number(other)} {unit}"
         drawn.append(_square(at, up, "mark this" if name == "this plan" else "mark", tip))
-    for point in trade_off.points:
-        tip = f"{point.shape}; {point.codecs}: {ms(point.latency_s)}, {number(point.other)} {unit}"
-        drawn.append(_circle(x(point.latency_s * 1e3), y(point.other), tip))
-    drawn += _labels([(name, x(latency * 1e3), y(other)) for name, (latency, other) in trade_off.marks.items()])
+    for point, (latency, other) in zip(trade_off.points, inside, strict=True):
+        tip = f"{point.shape}; {point.codecs}: {ms(latency)}, {number(other)} {unit}"
+        drawn.append(_circle(x(latency * 1e3), y(other), tip))
+    drawn += _labels([(name, x(latency * 1e3), y(other)) for name, (latency, other) in marks.items()])
     title = f"Latency against {trade_off.cost}"
     description = f"{len(trade_off.points)} plans that no other beats in both"
     return picture(f"front-{trade_off.cost}", title, description, _WIDTH, y.start + 52, *drawn)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MBPS = 1e6 / 8
 """Bytes per second in a megabit per second."""
+UNITS = {"energy": "J", "money": "$ per million requests"}
+"""Of costs beside the latency, as `amount` gives them."""
 NONE = "-"
 """Where there is no number."""
 
@@ -19,6 +21,11 @@ def number(value: float) -> str:
         return f"{value:,.0f}"
     shown = f"{value:.4g}"
     return f"{value:.3e}" if "e" in shown else shown
+
+
+def amount(cost: str, value: float) -> float:
+    """Joules as they are, dollars for a million requests, which is a number that people can read."""
+    return value * 1e6 if cost == "money" else value
 
 
 def nbytes(count: float | None) -> str:

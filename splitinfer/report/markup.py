@@ -29,7 +29,7 @@ def shortened(text: str, most: int, keep_end: bool = True) -> str:
     """A text that is too long without its beginning, because names of layers differ at their end; or without its end."""
     if len(text) <= most:
         return text
-    return f"…{text[len(text) - most + 1 :]}" if keep_end else f"{text[: most - 1]}…"
+    return f"…{text[len(text) - most + 1 :].lstrip('.')}" if keep_end else f"{text[: most - 1]}…"
 
 
 def _escaped(text: str) -> str:

@@ -16,8 +16,8 @@ from splitinfer.plans import Cost, Plan
 from splitinfer.report import tables
 from splitinfer.report.bars import gantt, part_bars
 from splitinfer.report.compare import Comparison, parts_of
-from splitinfer.report.curves import UNITS, front_points, latency_curves
-from splitinfer.report.figures import counted, difference, mbps, ms, nbytes, percent
+from splitinfer.report.curves import front_points, latency_curves
+from splitinfer.report.figures import UNITS, counted, difference, mbps, ms, nbytes, percent
 from splitinfer.report.findings import Findings
 from splitinfer.report.fronts import TradeOff
 from splitinfer.report.graph import plan_graph
@@ -115,7 +115,7 @@ def _error_of_rest(found: Comparison) -> str:
 def _request(found: Comparison) -> Markup:
     known = (("measured", "its first span", found.measured), ("simulated", "its arrival", found.simulated))
     shown = [(name, since, request) for name, since, request in known if request]
-    ends = [bar.start_s + bar.seconds for _, _, request in shown for bar in request.bars]
+    ends = [bar.end_s for _, _, request in shown for bar in request.bars]
     span_s = max([*ends, *(request.latency_s for _, _, request in shown)])
     parts = []
     for name, since, request in shown:

@@ -9,8 +9,7 @@ from functools import cached_property
 from cluster.topology import Topology
 from splitinfer.plans import Plan
 from splitinfer.profiles import Profile
-from splitinfer.simulator.fleet import paths
-from splitinfer.simulator.steps import Parallel, Program, Step, Transfer
+from splitinfer.simulator.steps import HELD, Compute, Parallel, Program, Transfer
 from splitinfer.simulator.work import Work
 from splitinfer.tracing import Trace
 
@@ -34,6 +33,11 @@ class Bar:
     nbytes: float = 0.0
     """On the wire."""
 
+    @property
+    def end_s(self) -> float:
+        """When it was over."""
+        return self.start_s + self.seconds
+
 
 @dataclass(frozen=True)
 class Request:
@@ -55,8 +59,12 @@ class Request:
 
 def idle_request(plan: Plan, profile: Profile, topology: Topology) -> Request:
     """What the simulator's programs do where nothing waits. Raises PlanError or ProfileError for a plan that it does not take."""
-    program = Work(plan, profile, topology).expected()
-    return _Walk(topology, plan.tiers[0]).request(program)
+    return laid_out(Work(plan, profile, topology).expected(), topology, plan.tiers[0])
+
+
+def laid_out(program: Program, topology: Topology, first: str) -> Request:
+    """A program's steps in time; it begins on the tier `first`."""
+    return _Walk(topology, first).request(program)
 
 
 def measured_request(trace: Trace) -> Request:
@@ -81,60 +89,97 @@ class _Walk:
     """Lays the steps of a program out in time, each after the one before."""
 
     def __init__(self, topology: Topology, first: str) -> None:
-        self.links, self.first = paths(topology), first
+        self.first, self.ways, self.shared = first, _ways(topology), _shared_ways(topology)
         # Slower tiers stretch their work only where the machines are emulated.
         self.stretch = {tier.name: tier.compute.factor or 1.0 for tier in topology.tiers if topology.emulated}
+        self.parts = dict.fromkeys(PARTS, 0.0)
+        self.overlaps = False
+        self._free_s: dict[str, float] = {}
 
     def request(self, program: Program) -> Request:
         """All of it."""
-        bars = [Bar(self.first, "framework", 0.0, program.delay_s)] if program.delay_s else []
-        parts, now_s = _sums(bars), program.delay_s
+        bars = [Bar(self.first, "framework", 0.0, program.delay_s)]
+        self._book(_sums(bars))
         for step in program.steps:
-            found, end_s = self.step(step, now_s)
-            for part, seconds in (_group(found, end_s - now_s) if isinstance(step, Parallel) else _sums(found)).items():
-                parts[part] += seconds
-            bars += found
-            now_s = end_s
-        apart = not any(isinstance(step, Parallel) for step in program.steps)
-        rest_s = sum(self._worked_s(bar) for bar in bars) if apart else None
+            bars += self._step(step, bars[-1].end_s) if not isinstance(step, Parallel) else self._group(step, bars[-1].end_s, self.first)
+        rest_s = None if self.overlaps else sum(self._worked_s(bar) for bar in bars)
         up = sum(bar.nbytes for bar in bars if bar.kind == "wire")
-        return Request(tuple(bar for bar in bars if bar.seconds > 0), now_s, parts, up, rest_s)
+        return Request(tuple(bar for bar in bars if bar.seconds > 0), bars[-1].end_s, self.parts, up, rest_s)
 
-    def step(self, step: Step, now_s: float) -> tuple[list[Bar], float]:
-        """Its bars, and when it ends."""
-        if isinstance(step, Parallel):
-            return self._parallel(step, now_s)
-        if isinstance(step, Transfer):
-            made = [self._transfer(step, now_s)]
-        else:
-            made = []
-            for kind, seconds in (("waking", step.wake_s), ("coding", step.coding_s), ("compute", step.layers_s)):
-                made.append(Bar(step.resource, kind, made[-1].start_s + made[-1].seconds if made else now_s, seconds))
-        end_s = made[-1].start_s + made[-1].seconds
-        return [*made, Bar(made[-1].lane, "framework", end_s, step.after_s)], end_s + step.after_s
+    def _step(self, step: Compute | Transfer, now_s: float) -> list[Bar]:
+        """Its bars, booked; the last one ends when the step does."""
+        bars = [self._transfer(step, now_s)] if isinstance(step, Transfer) else self._compute(step, now_s, step.resource)
+        self._book(_sums(bars))
+        for group in step.groups if isinstance(step, Compute) else ():
+            bars += self._group(group, bars[-1].end_s, step.resource)
+        after = Bar(bars[-1].lane, "framework", bars[-1].end_s, step.after_s)
+        self._book(_sums([after]))
+        return [*bars, after]
 
-    def _parallel(self, step: Parallel, now_s: float) -> tuple[list[Bar], float]:
-        bars, ends_s = [], [now_s]
-        for branch in step.branches:
+    def _group(self, group: Parallel, now_s: float, host: str) -> list[Bar]:
+        """Several at once, booked as a whole; a bar of no length ends them."""
+        self.overlaps = True
+        bars, end_s = self._branches(group, now_s, host)
+        self._book(_group_parts(bars, end_s - now_s))
+        return [*bars, Bar(host, "framework", end_s, 0.0)]
+
+    def _branches(self, group: Parallel, now_s: float, host: str) -> tuple[list[Bar], float]:
+        bars: list[Bar] = []
+        end_s = now_s
+        for branch in group.branches:
             at_s = now_s
-            for inner in branch:
-                found, at_s = self.step(inner, at_s)
+            for step in branch:
+                if isinstance(step, Parallel):
+                    found, at_s = self._branches(step, at_s, host)
+                else:
+                    found = [self._transfer(step, at_s)] if isinstance(step, Transfer) else self._compute(step, at_s, host)
+                    at_s = found[-1].end_s + step.after_s
                 bars += found
-            ends_s.append(at_s)
-        return bars, max(ends_s)
+            end_s = max(end_s, at_s)
+        return bars, end_s
+
+    def _compute(self, step: Compute, now_s: float, host: str) -> list[Bar]:
+        """`host`: whose machine it is that the stage holds already."""
+        lane = host if step.resource == HELD else step.resource
+        bars: list[Bar] = []
+        start_s = now_s if step.resource == HELD else max(now_s, self._free_s.get(lane, 0.0))
+        for kind, seconds in (("waking", step.wake_s), ("coding", step.coding_s), ("compute", step.layers_s)):
+            bars.append(Bar(lane, kind, bars[-1].end_s if bars else start_s, seconds))
+        self._free_s[lane] = bars[-1].end_s
+        return bars
 
     def _transfer(self, step: Transfer, now_s: float) -> Bar:
-        link, way = self.links[step.resource]
-        rate = link.up_bytes_per_s if way == "up" else link.down_bytes_per_s
-        seconds = step.nbytes / rate + step.held_s + step.share * link.latency_s
-        one, two = link.between if way == "up" else link.between[::-1]
-        return Bar(f"{one} → {two}", "wire" if way == "up" else "return", now_s, seconds, step.nbytes)
+        """Its bar, latency included. Pieces of one tensor follow each other over the same wires, in their order."""
+        between, own, _ = step.resource.partition("/")  # "/layers": not the link that packets take
+        kind, rate, latency_s = self.shared[between] if own or between not in self.ways else self.ways[between]
+        start_s = max(now_s, self._free_s.get(step.resource, 0.0))
+        held_s = step.nbytes / rate + step.held_s
+        self._free_s[step.resource] = start_s + held_s
+        return Bar(between.replace(":", " → "), kind, start_s, held_s + step.share * latency_s, step.nbytes)
+
+    def _book(self, parts: Mapping[str, float]) -> None:
+        for part, seconds in parts.items():
+            self.parts[part] += seconds
 
     def _worked_s(self, bar: Bar) -> float:
         return 0.0 if bar.kind in _SENDS else bar.seconds / (1.0 if bar.kind == "framework" else self.stretch.get(bar.lane, 1.0))
 
 
-def _group(bars: Sequence[Bar], elapsed_s: float) -> dict[str, float]:
+def _ways(topology: Topology) -> dict[str, tuple[str, float, float]]:
+    """``from:to`` -> what packets on it are, bytes per second, and latency."""
+    specs = [(*spec.between, spec) for spec in (*topology.links, *filter(None, [topology.direct]))]
+    up = {f"{low}:{high}": ("wire", spec.up_bytes_per_s, spec.latency_s) for low, high, spec in specs}
+    return up | {f"{high}:{low}": ("return", spec.down_bytes_per_s, spec.latency_s) for low, high, spec in specs}
+
+
+def _shared_ways(topology: Topology) -> dict[str, tuple[str, float, float]]:
+    """The same between a tier and the machines that share its layers."""
+    found = [(tier.name, peer) for tier in topology.tiers for peer in topology.peers(tier.name)]
+    out = {f"{tier}:{peer.name}": ("exchange", peer.up_bytes_per_s, peer.latency_s) for tier, peer in found}
+    return out | {f"{peer.name}:{tier}": ("exchange", peer.down_bytes_per_s, peer.latency_s) for tier, peer in found}
+
+
+def _group_parts(bars: Sequence[Bar], elapsed_s: float) -> dict[str, float]:
     """Machines that share layers compute at the same time, the rest is exchange; pieces of a tensor are one transfer."""
     computing: dict[str, float] = {}
     for bar in bars:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from splitinfer.plans import Plan
+from splitinfer.plans import Cost, Plan
 from splitinfer.report.bars import named
 from splitinfer.report.compare import Comparison
-from splitinfer.report.curves import UNITS
-from splitinfer.report.figures import NONE, difference, mbps, ms, nbytes, number, percent
+from splitinfer.report.figures import NONE, UNITS, amount, difference, mbps, ms, nbytes, number, percent
 from splitinfer.report.fronts import TradeOff
 from splitinfer.report.markup import Markup, joined, tag
 from splitinfer.report.request import PARTS, Request
@@ -40,7 +39,7 @@ def stages(plan: Plan) -> Markup:
 def blocks(plan: Plan) -> Markup:
     """Layers that several machines share."""
     rows = [
-        [stage.name, ", ".join(block.layers), block.axis, worker, block.codec, str(share), percent(share / (sum(block.shares) or 1))]
+        [stage.name, _run(block.layers), block.axis, worker, block.codec, str(share), percent(share / (sum(block.shares) or 1))]
         for stage in plan.stages for block in stage.blocks for worker, share in zip(block.workers, block.shares, strict=False)
     ]  # fmt: skip
     head = ["stage", "layers", "axis", "machine", "codec", "units", "share"]
@@ -83,15 +82,18 @@ def bars_of(name: str, request: Request) -> Markup:
 def rivals(plan: Plan) -> Markup:
     """This plan and what it was weighed against."""
     assert plan.cost is not None  # the section is there only then
-    rows = [["this plan", ms(plan.cost.latency_s), nbytes(plan.cost.up_nbytes), number(plan.cost.energy_j), number(plan.cost.money), NONE]]
+    rows = [["this plan", *_priced(plan.cost), NONE]]
     for each in plan.baselines:
         if each.cost is None:
             rows.append([f"{each.name}: {(each.why_not.splitlines() or ['not possible'])[0]}", *[NONE] * 5])
         else:
-            cost = each.cost
-            apart = difference(cost.latency_s, plan.cost.latency_s)
-            rows.append([each.name, ms(cost.latency_s), nbytes(cost.up_nbytes), number(cost.energy_j), number(cost.money), apart])
-    return table("Plans weighed", ["plan", "latency", "bytes up", "energy, J", "money, $", "latency against this plan"], rows)
+            rows.append([each.name, *_priced(each.cost), difference(each.cost.latency_s, plan.cost.latency_s)])
+    head = ["plan", "latency", "bytes up", *(f"{name}, {unit}" for name, unit in UNITS.items()), "latency against this plan"]
+    return table("Plans weighed", head, rows)
+
+
+def _priced(cost: Cost) -> list[str]:
+    return [ms(cost.latency_s), nbytes(cost.up_nbytes), number(cost.energy_j), number(amount("money", cost.money))]
 
 
 def winners(sweep: Sweep) -> Markup:
@@ -110,8 +112,12 @@ def latencies(sweep: Sweep) -> Markup:
 def front(found: TradeOff) -> Markup:
     """The points of a front."""
     unit = UNITS[found.cost]
-    rows = [[p.shape, p.codecs, ms(p.latency_s), f"{number(p.other)} {unit}"] for p in found.points]
+    rows = [[p.shape, p.codecs, ms(p.latency_s), f"{number(amount(found.cost, p.other))} {unit}"] for p in found.points]
     return table(f"Latency against {found.cost}", ["ops on each tier", "codecs", "latency", found.cost], rows, 2)
+
+
+def _run(layers: Sequence[str]) -> str:
+    return f"{layers[0]} ... {layers[-1]}" if len(layers) > 1 else "".join(layers)
 
 
 def _cell(place: int, cell: str, words: int) -> Markup:

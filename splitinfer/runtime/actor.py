@@ -25,7 +25,6 @@ from typing import Any
 import msgpack
 import numpy as np
 import numpy.typing as npt
-import psutil
 import ray
 import torch
 from ray.exceptions import RayError
@@ -35,7 +34,7 @@ from cluster.link import Link, PacedPath
 from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import PacketError, RequestTimeout, StageError
 from splitinfer.groups import HOST, Mailbox, Worker
-from splitinfer.memory import keep_freed_memory
+from splitinfer.memory import keep_freed_memory, private_nbytes
 from splitinfer.parts import load_parts
 from splitinfer.routing import Route
 from splitinfer.runner import StageRunner, Step
@@ -91,7 +90,7 @@ class StageActor:
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
         self.worker.submit(torch.set_num_threads, config.threads).result()
         self.next: Any = None
-        self.empty_nbytes = _private_nbytes()
+        self.empty_nbytes = private_nbytes()
 
         self.up = Sender(config.up, config.name, config.tier, "wire")
         self.down = Sender(config.down, config.name, config.tier, "return")
@@ -138,7 +137,7 @@ class StageActor:
             "stage": self.config.name,
             "weight_nbytes": self.runner.weight_nbytes if self.runner else 0,
             "empty_nbytes": self.empty_nbytes,
-            "private_nbytes": _private_nbytes(),
+            "private_nbytes": private_nbytes(),
             "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
         }
 
@@ -225,11 +224,6 @@ def _behind(sent: tuple[Span, ...], transfer: tuple[Span, ...]) -> tuple[Span, .
         replace(span, start_s=span.start_s + wait, seconds=max(0.0, span.seconds - wait), slept_s=max(0.0, span.slept_s - wait))
         for span, wait in zip(sent, waited, strict=True)
     )
-
-
-def _private_nbytes() -> int:
-    """Memory that this process shares with no other: the object store's pages do not count."""
-    return int(psutil.Process().memory_full_info().uss)
 
 
 async def call_stage(actor: Any, data: bytes, left_s: float, caller: str) -> tuple[bytes, bytes]:

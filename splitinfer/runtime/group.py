@@ -127,9 +127,19 @@ class Group:
         self.load(host)
 
     def _without(self, block: PlannedBlock, gone: int) -> PlannedBlock:
-        if gone >= len(block.shares) or not block.shares[gone]:
+        every = (block.shares, *block.exchange_after.values(), *block.inner_shares.values())
+        if gone >= len(block.shares) or not any(shares[gone] for shares in every):
             return block
-        weights = [0 if worker == gone else share for worker, share in enumerate(block.shares)]
-        if not any(weights):
-            weights[HOST] = 1
-        return replace(block, shares=apportion(units(self.graph, block.layers, block.axis), weights))
+        halos, inner = (
+            {layer: _among_others(shares, gone) for layer, shares in each.items()} for each in (block.exchange_after, block.inner_shares)
+        )
+        granularity = units(self.graph, block.layers, block.axis).granularity
+        return replace(block, shares=_among_others(block.shares, gone, granularity), exchange_after=halos, inner_shares=inner)
+
+
+def _among_others(shares: Sequence[int], gone: int, granularity: int = 1) -> tuple[int, ...]:
+    """The share of one shared out among the others, in proportion to theirs; to the host where they have none."""
+    weights = [0 if worker == gone else share for worker, share in enumerate(shares)]
+    if not any(weights):
+        weights[HOST] = 1
+    return apportion((sum(shares), granularity), weights)

@@ -21,7 +21,7 @@ from cluster.link import Link, PacedPath
 from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import PacketError, Regrouped, WorkerLost
 from splitinfer.groups import HOST, SCATTER, GroupWorker, Job, Mailbox, Worker, label
-from splitinfer.memory import keep_freed_memory
+from splitinfer.memory import keep_freed_memory, private_nbytes
 from splitinfer.runtime.errors import error_packet, raised
 from splitinfer.shards import load_program
 from splitinfer.tracing import Recorder
@@ -112,15 +112,19 @@ class WorkerActor:
         self.compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
         self.mailbox = Mailbox(limits)
         self.courier = Courier(config, self.mailbox)
+        self.empty_nbytes = private_nbytes()
         self.worker = GroupWorker(Worker(config.index, config.codec, self.courier.send, self.mailbox, slowdown))
 
     async def connect(self, handles: Mapping[int, Any]) -> None:
         """Name the actors of the peers."""
         self.courier.connect(handles, asyncio.get_running_loop())
 
-    async def pid(self) -> int:
-        """The process."""
-        return os.getpid()
+    async def info(self) -> dict[str, Any]:
+        """Process and memory."""
+        return {
+            "pid": os.getpid(), "tier": self.tier, "weight_nbytes": self.worker.weight_nbytes, "empty_nbytes": self.empty_nbytes,
+            "private_nbytes": private_nbytes(),
+        }  # fmt: skip
 
     async def load(self, blocks: bytes, *files: npt.NDArray[np.uint8]) -> int:
         """Take these programs in the place of others, once the request at hand is done; bytes of their weights."""

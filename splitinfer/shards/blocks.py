@@ -43,7 +43,7 @@ def plan_blocks(graph: Graph, axis: str = "auto") -> BlockPlan:
         raise ShardError(f"no axis '{axis}'; there are {', '.join(AXES)} and auto")
     whole: dict[str, str] = {}
     blocks: list[Block] = []
-    for run in _movable(graph, whole):
+    for run in movable(graph, whole):
         left = [run]
         if axis in ("rows", "auto"):
             found, left = _row_blocks(graph, run, whole)
@@ -57,8 +57,8 @@ def plan_blocks(graph: Graph, axis: str = "auto") -> BlockPlan:
     return BlockPlan(tuple(blocks), {name: whole[name] for name in graph.layers if name not in divided})
 
 
-def _movable(graph: Graph, whole: dict[str, str]) -> Iterator[list[str]]:
-    """Runs of layers that no state binds to one place."""
+def movable(graph: Graph, whole: dict[str, str]) -> Iterator[list[str]]:
+    """Runs of layers that no state binds to one place; `whole` receives the reasons of the others."""
     run: list[str] = []
     for name, layer in graph.layers.items():
         why = next((group.reason for group in graph.together if name in group.layers), None)

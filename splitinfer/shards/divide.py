@@ -51,17 +51,27 @@ def units(graph: Graph, layers: Iterable[str], axis: str) -> Units:
     return _units(_propagated(graph, names, axis))
 
 
-def divide(graph: Graph, layers: Iterable[str], axis: str, shares: Sequence[int], *, exchange_after: Collection[str] = ()) -> ShardedBlock:
+def divide(
+    graph: Graph, layers: Iterable[str], axis: str, shares: Sequence[int], *,
+    exchange_after: Collection[str] | Mapping[str, Sequence[int]] = (), inner_shares: Mapping[str, Sequence[int]] | None = None,
+) -> ShardedBlock:  # fmt: skip
     """Divide a run of layers over ``len(shares)`` workers along ``rows``, ``channels`` or ``heads``.
 
     `shares` are exact units where they sum to :func:`units` in multiples of its granularity, else relative weights; a
     worker with none is left out. Behind the layers `exchange_after`, of a run divided by rows, neighbours send each other
-    the halo; elsewhere it is computed twice.
+    the halo; elsewhere it is computed twice. With a mapping, each of these layers names the shares of the rows that it gives. A
+    block by heads or channels may hold several axes, attentions and MLPs in turn: `inner_shares` names the shares of the
+    axis that a layer opens; the others follow `shares` in proportion.
 
     Raises ShardError, which names the layer and the reason, where the run cannot be divided.
     """
     names = checked(graph, layers, axis)
     _check_weights(shares)
+    given = [*(exchange_after.values() if isinstance(exchange_after, Mapping) else ()), *(inner_shares or {}).values()]
+    for inner in given:
+        _check_weights(inner)
+        if len(inner) != len(shares):
+            raise ShardError(f"{len(inner)} shares inside the block, and {len(shares)} of it: each worker has one")
     if axis == "rows":
         taken = _exact(Units(row_count(graph, names)), shares)
         division, reasons = divide_rows(graph, names, taken, shares, exchange_after), dict[str, str]()
@@ -70,7 +80,7 @@ def divide(graph: Graph, layers: Iterable[str], axis: str, shares: Sequence[int]
             raise ShardError(f"'{next(iter(exchange_after))}': halos are exchanged between rows, not {axis}")
         found = _propagated(graph, names, axis)
         taken = _exact(_units(found), shares)
-        division, reasons = _division(graph, names, found, taken, shares), found.reasons
+        division, reasons = _division(graph, names, found, taken, shares, inner_shares or {}), found.reasons
     programs, scatter = assemble(graph, division)
     parted = [name for name in names if any(division.layout(op) != WHOLE for op in graph.layers[name].ops)]
     why = {name: layer_reason(graph, name, reasons) for name in names if name not in parted}
@@ -127,13 +137,17 @@ def _units(found: Propagated) -> Units:
     return Units(count, count // first.units)
 
 
-def _division(graph: Graph, names: tuple[str, ...], found: Propagated, taken: Sequence[int], shares: Sequence[int]) -> Division:
+def _division(
+    graph: Graph, names: tuple[str, ...], found: Propagated, taken: Sequence[int], shares: Sequence[int],
+    inner: Mapping[str, Sequence[int]],
+) -> Division:  # fmt: skip
     first = next((axis for axis in found.axes if axis.heads), found.axes[0])
-    granularity = _units(found).granularity
-    spans = {
-        axis.name: spans_of([share // granularity for share in taken] if axis is first else apportion_units(axis.units, shares))
-        for axis in found.axes
-    }
+    spans = {}
+    for axis in found.axes:
+        count = axis.heads or axis.outer * axis.units * axis.inner
+        own = inner.get(graph.layer_of[axis.name], taken if axis is first else shares)
+        exact = sum(own) == count and all(share % (count // axis.units) == 0 for share in own)
+        spans[axis.name] = spans_of([share // (count // axis.units) for share in own] if exact else apportion_units(axis.units, own))
     workers = tuple(w for w in range(len(shares)) if any(held[w][0] < held[w][1] for held in spans.values()))
     layouts: dict[str, LayoutOf] = {entry.node.name: entry.layout for entry in found.placed}
     return Division(found.placed, layouts, spans, arriving(graph, names), leaving(graph, names), constants(graph), Shapes(), workers)

@@ -113,7 +113,8 @@ def row_count(graph: Graph, names: Sequence[str]) -> int:
 
 
 def divide_rows(
-    graph: Graph, names: Sequence[str], rows: Sequence[int], weights: Sequence[int], exchange_after: Collection[str]
+    graph: Graph, names: Sequence[str], rows: Sequence[int], weights: Sequence[int],
+    exchange_after: Collection[str] | Mapping[str, Sequence[int]],
 ) -> Division:
     """The block in tiles: `rows` of its last output, and other tensors that are put together in proportion to `weights`.
 
@@ -127,7 +128,9 @@ def divide_rows(
     ops = {op for name in names for op in graph.layers[name].ops}
     nodes = [node for node in graph.fx_graph.nodes if node.name in ops]
     joined = [name for name in (*outputs, *exchanged) if found.dims[name] is not None]
-    owned = {name: spans_of(apportion_units(found.height(name), weights)) for name in joined}
+    given = exchange_after if isinstance(exchange_after, Mapping) else {}
+    own = {op: shares for name, shares in given.items() for op in graph.layers[name].ops}
+    owned = {name: spans_of(_rows_of(found.height(name), own.get(name, weights))) for name in joined}
     owned[next(name for name in reversed(outputs) if name in owned)] = spans_of(rows)
     tiles = _Tiles(found, nodes, owned, exchanged)
     inputs = tuple(t.name for t in graph.tensors.values() if t.producer not in set(names) and set(names) & set(t.consumers))
@@ -136,6 +139,11 @@ def divide_rows(
     workers = tuple(worker for worker in range(len(rows)) if any(spans[worker][0] < spans[worker][1] for spans in owned.values()))
     halos = {name: tuple(tiles.wanted[name]) for name in exchanged if not tiles.suffices(name)}
     return Division(placed, layouts, {}, inputs, outputs, constants(graph), found.shape, workers, halos)
+
+
+def _rows_of(height: int, shares: Sequence[int]) -> tuple[int, ...]:
+    """Shares that are rows, or in proportion to shares that are not."""
+    return tuple(shares) if sum(shares) == height else apportion_units(height, shares)
 
 
 def _exchanged(graph: Graph, names: Sequence[str], after: Collection[str], found: RowFlow) -> set[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from splitinfer.errors import ShardError
 from splitinfer.graph import Graph
 from splitinfer.profiles import LayerLayout
-from splitinfer.shards.blocks import plan_blocks
+from splitinfer.shards.blocks import movable, plan_blocks
 from splitinfer.shards.divide import arriving
 from splitinfer.shards.layouts import WHOLE, LayoutOf, Partial, Span, Split
 from splitinfer.shards.propagate import Axis, leaving, propagate
@@ -35,6 +35,9 @@ def ways(graph: Graph) -> Ways:
     for block in plan_blocks(graph, "heads").blocks:
         for name, way in _channels(graph, block.layers):
             found.setdefault(name, []).append(way)
+    if any(way.gives != "whole" and way.axis != "rows" for each in found.values() for way in each):
+        for name in (name for run in movable(graph, {}) for name in run if name not in found):
+            found[name] = _replicated(graph, name)
     return {name: tuple(each) for name, each in found.items()}
 
 
@@ -108,6 +111,12 @@ def _channels(graph: Graph, layers: Sequence[str]) -> list[tuple[str, LayerLayou
     return made
 
 
+def _replicated(graph: Graph, name: str) -> list[LayerLayout]:
+    """Every worker does all of it."""
+    weights = graph.layers[name].weight_nbytes
+    return [LayerLayout(axis, 1, takes="whole", gives="whole", weight_nbytes=weights) for axis in ("channels", "heads")]
+
+
 def _value(graph: Graph, op: str) -> object:
     node: fx.Node = graph.nodes[op]
     return node.meta.get("val")
@@ -122,7 +131,7 @@ def _ways(
         return []
     used = dict.fromkeys(part.axis for part in every if isinstance(part, Split))
     if not used:  # every worker does all of it, on sums that are complete by then, whatever the axis of its neighbours
-        return [LayerLayout(axis, 1, takes="whole", gives="whole", weight_nbytes=weights) for axis in ("channels", "heads")]
+        return _replicated(graph, name)
     axis = axes[next(iter(used))]
     takes = "split" if any(isinstance(part, Split) for part in taken) else "whole"
     gives = next((kind for kind, form in (("split", Split), ("partial", Partial)) if given and all(isinstance(p, form) for p in given)), "")

@@ -25,7 +25,7 @@ class Request:
     """A request on its way; or a branch of one, which has a `parent`."""
 
     __slots__ = (
-        "after_s", "alive", "arrived_s", "client", "index", "parent", "pending", "places", "plan", "position", "program", "steps",
+        "after_s", "alive", "arrived_s", "client", "index", "parent", "pending", "places", "plan", "position", "program", "steps", "then",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +37,7 @@ class Request:
         self.position = -1
         self.after_s = 0.0  # of the step under way
         self.pending = 0
+        self.then: Callable[[], None] | None = None  # what comes when the branches have ended, instead of the next step
         self.alive = True
 
     @property
@@ -91,23 +92,39 @@ class Engine:
         else:
             self._join(request.parent)
 
+    def within(self, request: Request, steps: tuple[Step, ...], then: Callable[[], None]) -> None:
+        """Take other steps inside the one under way, and then do `then`, also where the request has failed meanwhile."""
+        request.pending, request.then = 1, then
+        self.advance(self.branch(request, steps))
+
+    def branch(self, request: Request, steps: tuple[Step, ...]) -> Request:
+        """A part of a request that goes its own way."""
+        return Request(steps, request.places, None, self.now_s, request.client, request.plan, request.index, request)
+
+    def give_up(self, request: Request) -> None:
+        """Do not go on with what has failed elsewhere."""
+        if request.parent is not None:
+            self._join(request.parent)
+
     def fail(self, request: Request, outcome: str, resource: str) -> None:
         """End a request, "dropped" or "lost", at a resource. Its other branches run out; what they do there was under way."""
         root = request.root
         if root.alive:
             root.alive = False
             self._ended(root, outcome, resource)
-        if request.parent is not None:
-            self._join(request.parent)
+        self.give_up(request)
 
     def _join(self, parent: Request) -> None:
         parent.pending -= 1
         if parent.pending:
             return
-        if parent.root.alive:
+        if parent.then is not None:
+            then, parent.then = parent.then, None
+            then()
+        elif parent.root.alive:
             self.advance(parent)
-        elif parent.parent is not None:
-            self._join(parent.parent)
+        else:
+            self.give_up(parent)
 
 
 class Fork:
@@ -122,5 +139,4 @@ class Fork:
         if not request.pending:
             self._engine.advance(request)
         for branch in step.branches:
-            inner = Request(branch, request.places, None, self._engine.now_s, request.client, request.plan, request.index, request)
-            self._engine.advance(inner)
+            self._engine.advance(self._engine.branch(request, branch))

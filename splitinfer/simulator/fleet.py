@@ -9,8 +9,10 @@ from cluster.link import Link
 from cluster.topology import LinkSpec, Topology
 from splitinfer.errors import UsageError
 from splitinfer.simulator.engine import Engine, Fork, Place
-from splitinfer.simulator.places import BatchMachine, Machine, Meter, Wire
-from splitinfer.simulator.steps import FORK
+from splitinfer.simulator.peers import paths as paths
+from splitinfer.simulator.peers import peer_machines
+from splitinfer.simulator.places import BatchMachine, Held, Machine, Meter, Wire
+from splitinfer.simulator.steps import FORK, HELD
 from splitinfer.simulator.system import Conditions, Failure, System
 
 
@@ -21,6 +23,7 @@ class Fleet:
         """`used`: names of tiers and of links, ``from:to``."""
         system.check(topology)
         self._engine, self._system, self._chance = engine, system, chance
+        self._held = Held(engine, self._vary if system.variation else None)
         self.tiers: dict[str, Meter] = {}
         self.links: dict[str, Meter] = {}
         self.machines: dict[str, list[Machine]] = {}
@@ -30,11 +33,15 @@ class Fleet:
         for name, count in zip(names, counts, strict=True):
             if name in used:
                 self._add_machines(name, count)
-        specs = [(count, spec) for count, spec in zip(counts, topology.links, strict=False)]
-        specs += [(system.clients, topology.direct)] if topology.direct else []
-        for count, spec in specs:
-            self._add_wires(spec, count, used)
-        self.places = [self._places(client, names, counts, topology.direct) for client in range(system.clients)]
+        for name, (host, _) in peer_machines(topology).items():
+            if name in used:
+                self._add_machines(name, counts[names.index(host)])
+        self.paths = {name: path for name, path in paths(topology).items() if name in used}
+        for name, (spec, way) in self.paths.items():
+            rate = spec.up_bytes_per_s if way == "up" else spec.down_bytes_per_s
+            self._add_wires(name, rate, spec, counts[names.index(spec.between[0])])
+        self._peers = peer_machines(topology)
+        self.places = [self._places(client, names, counts) for client in range(system.clients)]
         """Resource -> place, for each client."""
         for failure in system.failures:
             self._plan(failure)
@@ -58,8 +65,7 @@ class Fleet:
         system, engine = self._system, self._engine
         workers = system.workers.get(name, 1)
         meter = self.tiers[name] = Meter(name, count * workers)
-        vary = self._vary if system.variation else None
-        common = engine, meter, workers, self._limit(name), system.retry, vary
+        common = engine, meter, workers, self._limit(name), system.retry, self._vary if system.variation else None
         batching = system.batching.get(name)
         self.machines[name] = [BatchMachine(*common, batching) if batching else Machine(*common) for _ in range(count)]
 
@@ -67,13 +73,10 @@ class Fleet:
         shape = self._system.variation**-2
         return self._chance.gammavariate(shape, 1 / shape)
 
-    def _add_wires(self, spec: LinkSpec, count: int, used: Collection[str]) -> None:
-        low, high = spec.between
-        for name, rate in ((f"{low}:{high}", spec.up_bytes_per_s), (f"{high}:{low}", spec.down_bytes_per_s)):
-            if name in used:
-                meter = self.links[name] = Meter(name, count)
-                limit, retry = self._limit(name), self._system.retry
-                self.wires[name] = [Wire(self._engine, meter, self._link(name, rate, spec), limit, retry) for _ in range(count)]
+    def _add_wires(self, name: str, rate: float, spec: LinkSpec, count: int) -> None:
+        meter = self.links[name] = Meter(name, count)
+        limit, retry = self._limit(name), self._system.retry
+        self.wires[name] = [Wire(self._engine, meter, self._link(name, rate, spec), limit, retry) for _ in range(count)]
 
     def _link(self, name: str, rate: float, spec: LinkSpec) -> Link:
         each = self._system.links.get(name, Conditions())
@@ -83,25 +86,17 @@ class Fleet:
         except ValueError as error:
             raise UsageError(f"link '{name}': {error}") from None
 
-    def _places(self, client: int, names: list[str], counts: list[int], direct: LinkSpec | None) -> dict[str, Place]:
-        """One client's: its own machine, and the ones above it, each with the link that leads there."""
-        found: dict[str, Place] = {FORK: Fork(self._engine)}
-        place = client
+    def _places(self, client: int, names: list[str], counts: list[int]) -> dict[str, Place]:
+        """One client's: its own machine, and the ones above it, each with the links and peers that are its own."""
+        found: dict[str, Place] = {FORK: Fork(self._engine), HELD: self._held}
+        place = {names[0]: client}
         for tier, (name, count) in enumerate(zip(names, counts, strict=True)):
             if tier:
-                below = place
-                place = below * count // counts[tier - 1]
-                self._join(found, names[tier - 1], name, below)
+                place[name] = place[names[tier - 1]] * count // counts[tier - 1]
             if name in self.machines:
-                found[name] = self.machines[name][place]
-        if direct is not None:
-            self._join(found, *direct.between, client)
-        return found
-
-    def _join(self, found: dict[str, Place], low: str, high: str, wire: int) -> None:
-        for name in (f"{low}:{high}", f"{high}:{low}"):
-            if name in self.wires:
-                found[name] = self.wires[name][wire]
+                found[name] = self.machines[name][place[name]]
+        found |= {name: self.machines[name][place[host]] for name, (host, _) in self._peers.items() if name in self.machines}
+        return found | {name: self.wires[name][place[spec.between[0]]] for name, (spec, _) in self.paths.items()}
 
     def _plan(self, failure: Failure) -> None:
         places: list[Machine] | list[Wire] = self.machines.get(failure.resource) or self.wires.get(failure.resource) or []
@@ -113,10 +108,3 @@ class Fleet:
             else:
                 self._engine.at(failure.from_s, lambda machine, _: machine.fail(), place)
                 self._engine.at(failure.to_s, lambda machine, _: machine.repair(), place)
-
-
-def paths(topology: Topology) -> dict[str, tuple[LinkSpec, str]]:
-    """``from:to`` -> the link, and "up" or "down"."""
-    specs = [*topology.links, *filter(None, [topology.direct])]
-    ways = [(spec, *spec.between, "up") for spec in specs] + [(spec, *spec.between[::-1], "down") for spec in specs]
-    return {f"{one}:{two}": (spec, way) for spec, one, two, way in ways}

@@ -160,12 +160,30 @@ class Machine(_Queue[Compute]):
         work_s = step.layers_s + step.coding_s
         if self.vary is not None:
             work_s *= self.vary()
-        self.engine.at(self.engine.now_s + work_s + wake_s, self._done, request, self.era)
+        action = self._share if step.groups else self._done
+        self.engine.at(self.engine.now_s + work_s + wake_s, action, request, self.era)
+
+    def _share(self, request: Request, era: int) -> None:
+        """Work on with others, while the worker is held."""
+        step: Any = request.steps[request.position]
+        self.engine.within(request, step.groups, lambda: self._shared(request, era))
+
+    def _shared(self, request: Request, era: int) -> None:
+        if request.root.alive:
+            self._done(request, era)
+            return
+        if era == self.era:
+            self._take_next()
+        self.engine.give_up(request)
 
     def _done(self, request: Request, era: int) -> None:
         if era != self.era:
             self.interrupted(request)
             return
+        self._take_next()
+        self.engine.begin(request, request.after_s)
+
+    def _take_next(self) -> None:
         if self.queue:
             following, step, _ = self.queue.popleft()
             self.meter.mark(self.engine.now_s, 0, -1)
@@ -173,7 +191,18 @@ class Machine(_Queue[Compute]):
         else:
             self.free += 1
             self.meter.mark(self.engine.now_s, -1, 0)
-        self.engine.begin(request, request.after_s)
+
+
+class Held:
+    """A machine's own part of what it shares: the stage holds the machine, so nothing here waits."""
+
+    def __init__(self, engine: Engine, vary: Callable[[], float] | None) -> None:
+        self._engine, self._vary = engine, vary
+
+    def enter(self, request: Request, step: Compute) -> None:
+        """As `Place`."""
+        work_s = step.layers_s * (self._vary() if self._vary else 1.0)
+        self._engine.at(self._engine.now_s + work_s + step.after_s, self._engine.advance, request)
 
 
 class BatchMachine(Machine):

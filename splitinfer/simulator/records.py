@@ -9,7 +9,8 @@ import numpy as np
 
 from cluster.topology import Topology
 from splitinfer.simulator.engine import Engine, Request
-from splitinfer.simulator.fleet import Fleet, paths
+from splitinfer.simulator.fleet import Fleet
+from splitinfer.simulator.peers import paths, peer_machines
 from splitinfer.simulator.places import Meter
 from splitinfer.simulator.results import Requests, Samples, Simulation, Use
 from splitinfer.simulator.statistics import latency
@@ -66,7 +67,8 @@ class Recorder:
         """The results, once all requests have ended."""
         duration_s = self._engine.now_s - self._since_s
         seconds = np.array(self._latency_s)
-        specs = {tier.name: (tier.watts or 0.0, tier.price_per_s or 0.0) for tier in topology.tiers}
+        machines = [*topology.tiers, *(machine for _, machine in peer_machines(topology).values())]
+        specs = {machine.name: (machine.watts or 0.0, machine.price_per_s or 0.0) for machine in machines}
         wires = {name: (spec.joules_per_byte or 0.0, spec.price_per_byte or 0.0) for name, (spec, _) in paths(topology).items()}
         exits = np.array(self._exit, dtype=np.str_)
         return Simulation(

@@ -67,4 +67,4 @@ def _step_s(step: Step, carrier: Carrier, now_s: float) -> float:
     if isinstance(step, Transfer):
         rate, latency_s = carrier(step.resource, now_s)
         return step.nbytes / max(rate, _SLOWEST) + step.held_s + step.share * latency_s + step.after_s
-    return step.layers_s + step.coding_s + step.wake_s + step.after_s
+    return step.layers_s + step.coding_s + step.wake_s + step.after_s + _sequence_s(step.groups, carrier, now_s)

@@ -15,11 +15,12 @@ from splitinfer.plans import Plan
 from splitinfer.profiles import Profile
 from splitinfer.simulator.arrivals import Arrival, Arrivals, ClosedLoop
 from splitinfer.simulator.engine import Engine, Request
-from splitinfer.simulator.fleet import Fleet, paths
+from splitinfer.simulator.fleet import Fleet
+from splitinfer.simulator.peers import paths
 from splitinfer.simulator.records import Recorder
 from splitinfer.simulator.replanning import Controller, Replanning, idle_s
 from splitinfer.simulator.results import Simulation
-from splitinfer.simulator.steps import Program
+from splitinfer.simulator.steps import Compute, Program
 from splitinfer.simulator.system import System
 from splitinfer.simulator.work import Work
 
@@ -49,7 +50,8 @@ def simulate(
     Assumptions, beside those of `System`: a tier serves in the order of arrival, one request per worker, and decodes,
     computes and encodes in one go; one packet per request, link and direction, after the stage's work has ended; links
     as in `cluster.link.Link`; calls between stages delay a request and occupy nothing; waking up is paid where a worker
-    was idle; a stateful plan serves one request of a client at a time.
+    was idle; a stateful plan serves one request of a client at a time. A tier that shares layers with its peers is held until
+    the slowest of them has ended; each peer has a link of its own to it.
     """
     if topology is None and plan.topology is None:
         raise UsageError("the plan was made by hand and names no topology; give one")
@@ -74,6 +76,7 @@ class _Run:
         self.engine = Engine(self._ended)
         # Chance is divided, so that another system meets the same arrivals.
         arriving, self.exiting, serving = (Random(f"{seed} {what}") for what in ("arrivals", "exits", "service"))  # noqa: S311
+        _check_batches(system, self.programs)
         used = {name for programs in self.programs for program in programs for name in program.resources}
         self.fleet = Fleet(self.engine, topology, system, used, serving)
         self.paths = paths(topology)
@@ -158,3 +161,10 @@ class _Run:
     def _stop_if_done(self) -> None:
         if self.ended == self.total:
             self.engine.stop()
+
+
+def _check_batches(system: System, programs: list[tuple[Program, ...]]) -> None:
+    """Raise UsageError where a tier batches that shares layers: the shares of several requests have no order."""
+    for step in (step for each in programs for program in each for step in program.steps):
+        if isinstance(step, Compute) and step.groups and step.resource in system.batching:
+            raise UsageError(f"batching: '{step.resource}' shares layers with its peers, which is done for one request at a time")

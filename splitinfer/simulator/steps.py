@@ -7,15 +7,24 @@
     edge                DCCC
     link                    BBB~~           the results' way back
 
-A divided block is a `Parallel` step: its branches start together, and the next step starts when the last has ended.
+A `Parallel` step is several at once: its branches start together, and the next step starts when the last has ended. Layers that
+a tier shares with its peers are such groups inside its Compute::
+
+    device  CCC|CCCC~~~~~~~|                C layers, ~ waiting for the others: the device is held until the last has ended
+    link       |UU         |                U scatter, B gather
+    tablet     |  CCCC     |
+    link       |      BB   |
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 FORK = "<fork>"
 """The resource of a Parallel step: none, so it takes no place in any queue."""
+HELD = "<held>"
+"""The resource of what a machine does that is held by the stage already, beside its peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +43,21 @@ class Compute:
     """Paid on top where the worker was idle."""
     after_s: float = 0.0
     """A delay, on no resource, before the next step: the framework's work."""
+    groups: tuple[Parallel, ...] = ()
+    """Layers that are shared with peers, one group behind the other and behind the rest of the work, while the worker is held."""
 
     def scaled(self, share: float) -> Compute:
         """This for a share of the requests."""
         return replace(
-            self, layers_s=share * self.layers_s, coding_s=share * self.coding_s, wake_s=share * self.wake_s, after_s=share * self.after_s
-        )
+            self, layers_s=share * self.layers_s, coding_s=share * self.coding_s, wake_s=share * self.wake_s, after_s=share * self.after_s,
+            groups=tuple(group.scaled(share) for group in self.groups),
+        )  # fmt: skip
 
     def joined(self, other: Compute) -> Compute:
         """The same work with another's added."""
         return replace(
             self, layers_s=self.layers_s + other.layers_s, coding_s=self.coding_s + other.coding_s, wake_s=self.wake_s + other.wake_s,
-            after_s=self.after_s + other.after_s,
+            after_s=self.after_s + other.after_s, groups=tuple(_either(a, b) for a, b in zip_longest(self.groups, other.groups)),
         )  # fmt: skip
 
 
@@ -115,4 +127,14 @@ class Program:
 def _resources(step: Step) -> tuple[str, ...]:
     if isinstance(step, Parallel):
         return tuple(name for branch in step.branches for inner in branch for name in _resources(inner))
-    return (step.resource,)
+    groups = step.groups if isinstance(step, Compute) else ()
+    return (step.resource, *(name for group in groups for name in _resources(group) if name != HELD))
+
+
+def _either(one: Parallel | None, two: Parallel | None) -> Parallel:
+    """Both joined; a request that ends early does not get to the last groups."""
+    if one is not None and two is not None:
+        return one.joined(two)
+    found = one or two
+    assert found is not None
+    return found

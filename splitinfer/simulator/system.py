@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from cluster.topology import Topology
 from cluster.traces import Trace
 from splitinfer.errors import UsageError
+from splitinfer.simulator.peers import paths, peer_machines
 from splitinfer.simulator.places import Batching
 
 
@@ -38,7 +39,7 @@ class System:
     """By default one client, one machine with one worker in each tier, endless queues, links as declared, no failures.
 
     Each client has a machine of the first tier and a link of its own; the machines of the tiers above are shared out
-    evenly among those below, each with its own link upwards.
+    evenly among those below, each with its own link upwards. Each machine has peers of its own, a link to each.
     """
 
     clients: int = 1
@@ -62,12 +63,12 @@ class System:
     def check(self, topology: Topology) -> None:
         """Raise UsageError for what the topology does not have, or numbers that make no sense."""
         tiers = [tier.name for tier in topology.tiers]
-        links = link_names(topology)
+        links, peers = list(paths(topology)), list(peer_machines(topology))
         limited = self.queue_limit if isinstance(self.queue_limit, Mapping) else {}
         for what, names, known in (
             ("machines", self.machines, tiers[1:]), ("workers", self.workers, tiers), ("batching", self.batching, tiers),
-            ("links", self.links, links), ("queue_limit", limited, tiers + links),
-            ("failures", [failure.resource for failure in self.failures], tiers + links),
+            ("links", self.links, links), ("queue_limit", limited, tiers + peers + links),
+            ("failures", [failure.resource for failure in self.failures], tiers + peers + links),
         ):  # fmt: skip
             for name in names:
                 if name not in known:
@@ -89,9 +90,3 @@ class System:
         for failure in self.failures:
             if not 0 <= failure.from_s < failure.to_s < math.inf:
                 raise UsageError(f"'{failure.resource}' fails from {failure.from_s} to {failure.to_s} s; times are 0 or more and increase")
-
-
-def link_names(topology: Topology) -> list[str]:
-    """Both directions of every link, the direct one's too, as ``from:to``."""
-    specs = [*topology.links, *filter(None, [topology.direct])]
-    return [f"{a}:{b}" for spec in specs for a, b in (spec.between, spec.between[::-1])]

@@ -14,8 +14,10 @@ from typing import Any
 from cluster.topology import Topology
 from splitinfer.calibrations import Calibration
 from splitinfer.errors import PlanError, ProfileError
-from splitinfer.plans import INPUT, Plan, PlannedExit
+from splitinfer.plans import INPUT, Plan, PlannedExit, PlannedStage
 from splitinfer.profiles import Profile, TensorProfile
+from splitinfer.simulator.segments import Segment, segments
+from splitinfer.simulator.shared import Sharing
 from splitinfer.simulator.steps import Compute, Parallel, Program, Step, Transfer
 
 _SOURCE = -1
@@ -57,9 +59,6 @@ class Work:
         self._times = {name: profile.times(topology.tier(name)) for name in plan.tiers}
         self._home = [plan.tiers.index(stage.tier) for stage in plan.stages]
         self._stage_of = {layer: place for place, stage in enumerate(plan.stages) for layer in stage.layers} | {INPUT: _SOURCE}
-        divided = next((stage.name for stage in plan.stages if stage.blocks), None)
-        if divided:
-            raise PlanError(f"'{divided}' shares layers among several machines, which is not simulated; plan without peers")
         unknown = sorted(set(self._stage_of) - {INPUT, *(layer.name for layer in profile.layers)})
         if unknown:
             raise PlanError(f"the plan runs a layer '{unknown[0]}', which the profile does not have")
@@ -67,6 +66,8 @@ class Work:
         self._stages = {place: _Stage() for place in range(_SOURCE, len(plan.stages))}
         for tensor in profile.tensors:
             self._route(tensor)
+        self._sharing = {stage.tier: Sharing(profile, topology, stage.tier, self._stage_of) for stage in plan.stages if stage.blocks}
+        self._segments = {place: self._read(stage) for place, stage in enumerate(plan.stages) if stage.blocks}
 
     def programs(self) -> tuple[Program, ...]:
         """One for each way a request can end, the exits in order and then the whole; their shares add up to 1."""
@@ -187,14 +188,12 @@ class Work:
         if self._home[0]:
             made[0, _SOURCE, 0] = Compute(self.plan.tiers[0], "source", coding_s=source.encode_s)
         else:
-            handed = sum(tensor.nbytes for tensor in self.profile.tensors if tensor.producer == INPUT)
-            delay_s = framework.call_s + framework.s_per_byte * handed
+            delay_s = 0.0 if self._called_beside else self._called_s()
             made[0, _SOURCE, 0] = Compute("", "", after_s=delay_s)  # no work: `_program` makes it the delay before the first step
         for place in range(last + 1):
             if place or self._home[0]:
                 self._carry(made, place - 1, place)
-            results_s = sum(self._coding_s(t.name, "raw", self._home[place], decode=False) for t in self._results(outcome, place))
-            made[0, place, 0] = self._compute(place, outcome, results_s, onward=place < last)
+            made[0, place, 0] = self._compute(place, outcome, onward=place < last)
         back = [sum(t.sent_nbytes.get("raw", t.nbytes) for t in self._results(outcome, place)) for place in range(last + 1)]
         for place in range(last, _SOURCE, -1):
             nbytes = sum(back[above] for above in range(place, last + 1)) + self.profile.packet_nbytes
@@ -217,12 +216,58 @@ class Work:
             work: Any = made[0, one, 0]
             made[0, one, 0] = replace(work, after_s=work.after_s + delay_s)
 
-    def _compute(self, place: int, outcome: int, results_s: float, *, onward: bool) -> Compute:
-        stage, tier = self._stages[place], self.plan.stages[place].tier
-        times = self._times[tier]
-        layers_s = sum(times.seconds[name] for name in self.plan.stages[place].layers if self._levels.get(name, 0) <= outcome)
-        coding_s = stage.decode_s + results_s + (stage.encode_s if onward else 0.0)
-        return Compute(tier, "\n".join(self.plan.stages[place].layers), layers_s, coding_s, times.scale * times.base.wake_s)
+    def _compute(self, place: int, outcome: int, *, onward: bool) -> Compute:
+        stage, planned, times = self._stages[place], self.plan.stages[place], self._times[self.plan.stages[place].tier]
+        shared = {name for block in planned.blocks for name in block.layers}
+        layers_s = sum(times.seconds[name] for name in planned.layers if name not in shared and self._levels.get(name, 0) <= outcome)
+        coding_s, wake_s = stage.decode_s + (stage.encode_s if onward else 0.0), times.scale * times.base.wake_s
+        beside: dict[str, float] = {}
+        for tensor in self._results(outcome, place):
+            result_s = self._coding_s(tensor.name, "raw", self._home[place], decode=False)
+            if tensor.producer in shared:
+                beside[tensor.producer] = beside.get(tensor.producer, 0.0) + result_s
+            else:
+                coding_s += result_s
+        if place == 0 and self._called_beside:
+            first, received_s = planned.blocks[0].layers[0], self._received_s()
+            beside[first] = beside.get(first, 0.0) + self._called_s() + wake_s + received_s
+            coding_s, wake_s = coding_s - received_s, 0.0
+        groups = tuple(
+            group
+            for block in self._segments.get(place, ()) if self._levels.get(block[0].layers[0], 0) <= outcome
+            for group in self._sharing[planned.tier].groups(block, beside)
+        )  # fmt: skip
+        return Compute(planned.tier, "\n".join(planned.layers), layers_s, coding_s, wake_s, groups=groups)
+
+    @property
+    def _called_beside(self) -> bool:
+        """Whether a block takes the model's inputs. The plan then counts the call, waking up and decoding as the host's part of it."""
+        blocks = self.plan.stages[0].blocks if not self._home[0] else ()
+        users = {user for tensor in self._inputs for user in tensor.consumers}
+        return bool(blocks) and not users.isdisjoint(blocks[0].layers)
+
+    @property
+    def _inputs(self) -> list[TensorProfile]:
+        return [tensor for tensor in self.profile.tensors if tensor.producer == INPUT]
+
+    def _called_s(self) -> float:
+        """The call of the first stage, and handing the inputs over."""
+        return self.profile.framework.call_s + self.profile.framework.s_per_byte * sum(tensor.nbytes for tensor in self._inputs)
+
+    def _received_s(self) -> float:
+        """Decoding the raw inputs on the first tier."""
+        return sum(self._coding_s(tensor.name, "raw", 0, decode=True) for tensor in self._inputs)
+
+    def _read(self, stage: PlannedStage) -> list[tuple[Segment, ...]]:
+        """The blocks of a stage. Raises PlanError where they do not fit the topology or the profile."""
+        sharing = self._sharing[stage.tier]
+        for block in stage.blocks:
+            if block.workers != sharing.names:
+                raise PlanError(
+                    f"a block of stage '{stage.name}' is shared by {list(block.workers)}; the topology gives '{stage.tier}' the machines "
+                    f"{list(sharing.names)}. Plan again."
+                )
+        return [segments(block, self.profile, sharing.seconds_of) for block in stage.blocks]
 
     def _results(self, outcome: int, place: int) -> list[TensorProfile]:
         """What a stage returns: its results, or the answer of the exit that is taken there; they return raw."""

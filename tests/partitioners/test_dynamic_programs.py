@@ -14,8 +14,9 @@ from line_problems import numbered
 from partitioners import Codec, Crossing, Infeasible, Link, Objective, Op, PartitionerError, Problem, Solution, Tensor, Tier, blocks, labels
 from partitioners.blocks import by_blocks
 from partitioners.chain import by_chain
-from partitioners.cost import evaluate, hops, violations
+from partitioners.cost import evaluate, violations
 from partitioners.critical_path import by_critical_path
+from partitioners.hops import hops
 from partitioners.mincut import by_mincut
 
 Solver = Callable[[Problem, Objective], Solution]

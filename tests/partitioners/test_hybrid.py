@@ -11,11 +11,14 @@ import pytest
 from shared_problems import EveryPlan, conv_chain, limited, phones, shared_problem
 
 from partitioners import Infeasible, Objective, PartitionerError, Problem, check, evaluate, fused_blocks, solution, solve
-from partitioners.division import AT_HOST, Division, Held, Leaves, active, input_rows
-from partitioners.hybrid import Search, Space
+from partitioners.division import AT_HOST, Division, Held, Leaves, active
+from partitioners.hybrid import Search
 from partitioners.placement import Block
 from partitioners.problem import Layout, Link, Op, Tensor, Tier, Worker
+from partitioners.row_sizing import RowSizing
+from partitioners.rows import input_rows
 from partitioners.sizing import Options, Sizing
+from partitioners.space import Space
 from partitioners.walk import recompute
 from partitioners.walk_blocks import Team
 
@@ -332,19 +335,45 @@ def test_the_fastest_shares_are_found_without_trying_all(monkeypatch: pytest.Mon
     """For each block of many problems: by bisection and min-max programmes as by trying all."""
     compared = Counter[str]()
     for seed in range(60):
-        for _, sizing in Space(shared_problem(seed)).runs:
-            monkeypatch.setattr("partitioners.sizing.EVERY", 0)
+        space = Space(shared_problem(seed))
+        monkeypatch.setattr("partitioners.sizing.EVERY", 0)
+        for _, sizing in space.runs:
             quick = Sizing(sizing.division, False, sizing.fair)
             assert sizing.complete
             assert not quick.complete
-            leavings: tuple[Leaves, ...] = ("whole",) if sizing.division.by_rows else ("whole", "replicated")
+            leavings: tuple[Leaves, ...] = ("whole", "replicated")
             for held, leaves in product((AT_HOST, Held(frozenset({0, 1}))), leavings):
                 for group in every_group(sizing.workers) if leaves == "replicated" else (None,):
                     times = [least_seconds(each.options(held, leaves), group) for each in (sizing, quick)]
                     assert times[1] == pytest.approx(times[0], rel=1e-12), (seed, sizing.division.form)
                     compared[sizing.division.axis] += 1
-            monkeypatch.undo()
+        for rows in [blocks.sizing for ending in space.by_rows for blocks in ending]:
+            fast = RowSizing(rows.ending, scarce=False)
+            assert rows.complete
+            assert not fast.complete
+            for whole in (AT_HOST.whole, frozenset({0, 1})):
+                assert fast.gathered(whole).seconds == pytest.approx(rows.gathered(whole).seconds, rel=1e-12), seed
+                compared["rows"] += rows.blocks
+        monkeypatch.undo()
     assert min(compared.values()) > 100
+
+
+def test_a_block_costs_what_it_costs_by_itself() -> None:
+    """All blocks of a chain are sized in one pass; each, taken out of it, has the same seconds and weights."""
+    compared = 0
+    for seed in range(60):
+        space = Space(shared_problem(seed))
+        for blocks in [blocks for ending in space.by_rows for blocks in ending]:
+            chain = next(run.chain for run in space.pieces.by_rows if (run.tier, run.begin) == (blocks.tier, blocks.begin))
+            options = blocks.sizing.gathered(AT_HOST.whole)
+            for i, begin in enumerate(range(blocks.begin, blocks.end)):
+                ops = [op for piece in space.pieces.ops[begin : blocks.end] for op in piece]
+                alone = Division(space.problem, blocks.tier, ops, [chain.form[op] for op in ops])
+                priced = alone.price(options.shares[i, 0].tolist(), AT_HOST, "whole")
+                assert priced.compute_s + priced.exchange_s == pytest.approx(options.seconds[i, 0], rel=1e-12), seed
+                assert priced.memory_bytes.tolist() == pytest.approx(options.memory_bytes[i, 0].tolist()), seed
+                compared += 1
+    assert compared > 100
 
 
 def every_group(workers: int) -> list[frozenset[int]]:
@@ -353,7 +382,7 @@ def every_group(workers: int) -> list[frozenset[int]]:
 
 
 def least_seconds(options: Options, group: frozenset[int] | None) -> float:
-    seconds = [s for s, shares in zip(options.seconds[0], options.shares, strict=True) if group in (None, {0, *active(shares.tolist())})]
+    seconds = [s for s, shares in zip(options.seconds, options.shares, strict=True) if group in (None, {0, *active(shares.tolist())})]
     return min(seconds, default=float("inf"))
 
 
@@ -373,6 +402,28 @@ def test_narrowed_searches_are_never_below_the_best_nor_their_bound_above(monkey
             assert found.value >= true * (1 - 1e-9), seed
             exact += found.value <= true * (1 + 1e-9)
     assert exact > 40
+
+
+def test_nothing_is_proved_where_some_choices_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layouts of a piece, or the sets of workers with the fastest links: both were once called optimal."""
+    plain, narrowed = Counter[str](), Counter[str]()
+    for seed in range(40):
+        plain[solve(shared_problem(seed), "hybrid").certificate.status] += 1
+        monkeypatch.setattr("partitioners.pieces.FORMS", 1)
+        answer = solve(shared_problem(seed), "hybrid")
+        monkeypatch.undo()
+        assert check(shared_problem(seed), answer), seed
+        narrowed[answer.certificate.status] += 1
+    assert plain.keys() == {"optimal"}
+    assert narrowed["feasible"] > 10
+    workers = (Worker("w0"), *(Worker(f"w{w}", 10.0 * w) for w in range(1, 8)))
+    form = Layout("device", "channels", 64, tuple(1.0 + w for w in range(8)), takes="whole", gives="split")
+    ops = (Op("o0", (0.0,)), Op("o1", (64.0,), layouts=(form,)), Op("o2", (64.0,), layouts=(form,)))
+    tensors = (Tensor("o0", ("o1",), 1.0), Tensor("o1", ("o2",), 1.0), Tensor("o2", (), 1.0, True))
+    problem = Problem((Tier("device", workers=workers),), (), ops, tensors)
+    answer = solve(problem, "hybrid")
+    assert answer.blocks
+    assert (answer.certificate.status, answer.certificate.bound) == ("feasible", None)
 
 
 def test_many_layers_are_made_to_fit_unequal_memories() -> None:

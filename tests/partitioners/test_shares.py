@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partitioners import affine_shares
+from partitioners.arrays import Floats
 from partitioners.shares import count_shares, every_share, in_units, least_max, least_max_ranges
 
 
@@ -68,16 +69,21 @@ def tables(seed: int) -> None:
 
 
 def ranges(seed: int) -> None:
+    """Some blocks at once, of which the last leaves nobody a chance."""
     rng = np.random.default_rng(seed)
     workers, chunks = int(rng.integers(1, 5)), int(rng.integers(1, 7))
-    costs = rng.integers(1, 20, (workers, chunks + 1, chunks + 1)).astype(float)
+    costs = rng.integers(1, 20, (3, workers, chunks + 1, chunks + 1)).astype(float)
+    costs[1, rng.integers(workers)] = costs[2] = np.inf
+    values, found = least_max_ranges(costs)
+    for block, value, shares in zip(costs, values, found.tolist(), strict=True):
 
-    def slowest(shares: Sequence[int]) -> float:
-        edges = np.cumsum([0, *shares])
-        return max(costs[w, edges[w], edges[w + 1]] for w, n in enumerate(shares) if n)
+        def slowest(shares: Sequence[int], block: Floats = block) -> float:
+            edges = np.cumsum([0, *shares])
+            return max(block[w, edges[w], edges[w + 1]] for w, n in enumerate(shares) if n)
 
-    value, shares = least_max_ranges(costs)
-    assert value == least(chunks, workers, slowest) == slowest(shares), seed
+        assert value == least(chunks, workers, slowest), seed
+        assert sum(shares) == (0 if math.isinf(value) else chunks), seed
+        assert math.isinf(value) or slowest(shares) == value, seed
 
 
 @pytest.mark.parametrize("compare", [affine, tables, ranges])

@@ -178,11 +178,11 @@ def test_it_shares_no_code_with_the_cost_function():
     """Neither by an import of its own nor, without re-planning, by anybody else's; and it needs no torch."""
     code = (
         "import splitinfer, sys; from splitinfer import simulator; splitinfer.simulate; "
-        "print([name for name in ('partitioners', 'splitinfer.lines', 'torch', 'ray', 'matplotlib') if name in sys.modules])"
+        "print([name for name in ('partitioners', 'splitinfer.lines', 'splitinfer.line_problem', 'torch', 'ray', 'matplotlib') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == "[]\n"
     sources = [path.read_text() for path in (HERE / "simulator").glob("*.py")]
     imports = {line.strip() for source in sources for line in source.splitlines() if "import" in line and "partitioners" in line}
     assert {line.split("  #")[0] for line in imports} == {"from partitioners.switching import Switching"}
-    assert not any("splitinfer.lines" in source or "learn.reach" in source for source in sources)
+    assert not any("splitinfer.line" in source or "learn.reach" in source for source in sources)
