@@ -21,6 +21,8 @@ from cluster.errors import ClusterError
 from cluster.launch import OBJECT_STORE_NBYTES, TIER_LABEL
 
 MARK = "SPLITINFER_NODE"
+DASHBOARD_PORT = 8265
+"""Where ``ray job submit`` finds the head, on the head's own machine."""
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 10.0
 
@@ -58,8 +60,9 @@ def start(node: Node, role: Sequence[str], settings: Mapping[str, str]) -> subpr
 
 def head_role(port: int) -> list[str]:
     """What makes a node the head. Jobs can be submitted where Ray's dashboard is installed; it listens on this machine only."""
-    dashboard = find_spec("aiohttp_cors") is not None
-    return ["--head", "--port", str(port), "--include-dashboard", str(dashboard).lower(), "--dashboard-host", "127.0.0.1"]
+    dashboard = str(find_spec("aiohttp_cors") is not None).lower()
+    place = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD_PORT)]
+    return ["--head", "--port", str(port), "--include-dashboard", dashboard, *place]
 
 
 def finish(node: Node, process: subprocess.Popen[str]) -> None:

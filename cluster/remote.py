@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import raynode
+from cluster import raynode, ssh
 from cluster.client import connect, members, settings
 from cluster.doctor import check_versions
 from cluster.errors import ClusterError
@@ -47,6 +47,7 @@ def main(action: str, home: Path) -> None:
     elif tier == node["tiers"][-1]:
         for name in _BOOTSTRAP:
             Path.home().joinpath(name).unlink(missing_ok=True)
+        ssh.forget_launch(node["mark"])
 
 
 def check(node: Mapping[str, Any], token: Path, tls: Path | None) -> None:
@@ -81,7 +82,8 @@ def _start(node: Mapping[str, Any], tier: str, sessions: Path, mark: str, wanted
     if tier == node["tiers"][-1]:
         bootstrap = Path.home() / _BOOTSTRAP[0]
         role = [*raynode.head_role(int(node["address"].rpartition(":")[2])), "--autoscaling-config", str(bootstrap)]
-    raynode.finish(here, raynode.start(here, role, wanted))
+    # Ray's second autoscaler takes the head of a local provider for a worker, and then starts one worker too few.
+    raynode.finish(here, raynode.start(here, role, dict(wanted) | {"RAY_enable_autoscaler_v2": "0"}))
 
 
 if __name__ == "__main__":

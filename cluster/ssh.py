@@ -102,6 +102,19 @@ class Hosts:
         return {"user": self.user, "key": self.key, "python": self.python, "proxy": self.proxy}
 
 
+def launcher_name(mark: str) -> str:
+    """Under what name Ray's launcher knows a cluster."""
+    return f"{DISTRIBUTION}-{mark[:12]}"
+
+
+def forget_launch(mark: str) -> None:
+    """Remove what Ray's local provider remembers on this machine, here and on the head."""
+    from ray.autoscaler._private.local.config import get_lock_path, get_state_path
+
+    for path in (get_state_path(launcher_name(mark)), get_lock_path(launcher_name(mark))):
+        Path(path).unlink(missing_ok=True)
+
+
 def launcher(record: Record, hosts: Hosts, shipped: Path, wheel: str) -> dict[str, Any]:
     """The configuration for ``ray up``, local provider; `shipped` is the directory that every host gets a copy of."""
     home, head, workers = _home(record), record.hosts[record.tiers[-1]], [record.hosts[tier] for tier in record.tiers[:-1]]
@@ -110,7 +123,7 @@ def launcher(record: Record, hosts: Hosts, shipped: Path, wheel: str) -> dict[st
     node = _remote(record, "start")
     auth = {"ssh_user": hosts.user, "ssh_private_key": str(Path(hosts.key).expanduser()), "ssh_proxy_command": hosts.proxy}
     return {
-        "cluster_name": f"{DISTRIBUTION}-{record.name}",
+        "cluster_name": launcher_name(record.mark),
         "provider": {"type": "local", "head_ip": head, "worker_ips": workers},
         "auth": {key: value for key, value in auth.items() if value and value != "."},
         "min_workers": len(workers),
@@ -161,6 +174,7 @@ def stop(record: Record) -> None:
     for tier in reversed(record.tiers):
         if why := _failure(record, tier, command, _STOP_TIMEOUT_S):
             failed[tier] = why
+    forget_launch(record.mark)
     if failed:
         told = "; ".join(f"{tier} ({record.hosts[tier]}): {why}" for tier, why in failed.items())
         raise ClusterError(f"not all hosts were cleaned up: {told}. Repeat 'splitinfer cluster down {record.name}' when they answer")

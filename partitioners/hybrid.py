@@ -180,20 +180,20 @@ class Search:
     def _take_rows(self, blocks: RowBlocks, kind: Kind, begins: Ints, gathers: bool, options: RowOptions) -> None:
         """Add to each label at the cut vertices `begins` each of the options."""
         fronts = [self.fronts[begin, blocks.tier, kind, True] for begin in begins.tolist()]
-        front, many = _Front.together(fronts), [len(each.rows) for each in fronts]
+        labels, rows = np.concatenate([front.labels for front in fronts]), np.concatenate([front.rows for front in fronts])
+        many = [len(front.rows) for front in fronts]
         block, parent = np.repeat(begins - blocks.begin, many), np.concatenate([np.arange(each) for each in many])
-        seconds = options.seconds[options.first[block] + front.rows]
+        seconds = options.seconds[options.first[block] + rows]
         possible = np.isfinite(seconds)
         if self.bills.scalar:  # the best label before each way will do
             added = np.multiply(self.bills.rate(blocks.tier), seconds, out=np.full_like(seconds, np.inf), where=possible)
-            possible &= np.arange(len(seconds))[:, None] == (front.labels[:, [VALUE]] + added).argmin(axis=0)
+            possible &= np.arange(len(seconds))[:, None] == (labels[:, [VALUE]] + added).argmin(axis=0)
         at, way = np.nonzero(possible)
         steps = self.bills.work(blocks.tier, seconds[at, way], options.memory_bytes[block[at], way])
-        labels = front.labels[at] + steps + self._back(blocks.end - 1, blocks.tier)
         edge = self._edge(_Edge((blocks.begin, blocks.tier, kind, True), None, options.shares, "whole" if gathers else "divided"))
-        option, rows = block[at] * seconds.shape[1] + way, np.zeros_like(way) if gathers else way
+        option, made = block[at] * seconds.shape[1] + way, labels[at] + steps + self._back(blocks.end - 1, blocks.tier)
         node = (blocks.end, blocks.tier, HOST if gathers else None, False)
-        self._add(node, _Front(labels, rows, np.full_like(way, edge), option, parent[at]))
+        self._add(node, _Front(made, np.zeros_like(way) if gathers else way, np.full_like(way, edge), option, parent[at]))
 
     def _add(self, node: Node, front: _Front) -> None:
         self._made.setdefault(node, []).append(front[np.flatnonzero(self.bills.keeps(front.labels, node[1]))])

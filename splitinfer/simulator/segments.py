@@ -12,7 +12,7 @@ least latency; shares that the file does not name are in proportion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise, product
 
@@ -93,8 +93,9 @@ def _by_units(block: PlannedBlock, profile: Profile, seconds: Callable[[Sequence
     readings: list[tuple[Segment, ...]] = [()]
     for begin, end in pairwise([0, *_borders(block.layers, profile), len(block.layers)]):
         forms = _forms(block.layers[begin:end], profile, block.axis)
-        more = [_longer(reading, block.layers[begin:end], form, block, profile) for reading in readings for form in forms]
-        readings = sorted((reading for reading in more if all(_fits(segment, block) for segment in reading[:-1])), key=seconds)[:_KEPT]
+        more = [each for reading in readings for form in forms for each in _longer(reading, block.layers[begin:end], form, block, profile)]
+        readings = [reading for reading in more if all(_fits(segment, block) for segment in reading[:-1])]
+        readings = readings if len(readings) <= _KEPT else sorted(readings, key=seconds)[:_KEPT]
     ended = [(*reading[:-1], replace(reading[-1], leaves="whole")) for reading in readings if _fits(reading[-1], block)]
     return [reading for reading in ended if _ends_as_planned(reading, block)]
 
@@ -113,16 +114,17 @@ def _ends_as_planned(reading: Sequence[Segment], block: PlannedBlock) -> bool:
 
 def _longer(
     reading: tuple[Segment, ...], piece: tuple[str, ...], ways: tuple[LayerLayout, ...], block: PlannedBlock, profile: Profile
-) -> tuple[Segment, ...]:
-    """What is handed on split stays one segment."""
-    before: tuple[Segment, ...] = ()
+) -> Iterator[tuple[Segment, ...]]:
+    """With a piece as a segment of its own, or, where it takes what the last one gives split, as part of that."""
+    yield (*reading, _segment(piece, ways, block))
     if reading and reading[-1].ways[-1].axis == ways[-1].axis and _carries_on(reading[-1], piece, ways, profile):
-        reading, before = reading[:-1], reading[-1:]
-    layers = tuple(name for segment in before for name in segment.layers) + piece
-    ways = tuple(way for segment in before for way in segment.ways) + ways
+        yield (*reading[:-1], _segment(reading[-1].layers + piece, reading[-1].ways + ways, block))
+
+
+def _segment(layers: tuple[str, ...], ways: tuple[LayerLayout, ...], block: PlannedBlock) -> Segment:
     units = next((way.units for way in ways if way.gives != "whole"), sum(block.shares))
     shares = next((block.inner_shares[layer] for layer in layers if layer in block.inner_shares), block.shares)
-    return (*reading, Segment(layers, ways, tuple(shares) if units == sum(shares) else apportioned(units, shares), "replicated"))
+    return Segment(layers, ways, tuple(shares) if units == sum(shares) else apportioned(units, shares), "replicated")
 
 
 def _carries_on(before: Segment, piece: Sequence[str], ways: Sequence[LayerLayout], profile: Profile) -> bool:

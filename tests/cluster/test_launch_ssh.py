@@ -130,10 +130,10 @@ def sshd(bed, tier, key, scratch):
     """An SSH server on a tier's host, where the user's home is another than on the other hosts."""
     home, real = scratch / f"home-{tier}", Path.home()
     home.mkdir()
+    (home / ".bashrc").write_text(f"export PATH={scratch}/bin:$PATH\n")
     options = {
         "Port": "22", "ListenAddress": ADDRESSES[tier], "HostKey": str(key), "AuthorizedKeysFile": f"{key}.pub", "PidFile": "none",
         "StrictModes": "no", "UsePAM": "no", "PasswordAuthentication": "no", "PermitRootLogin": "prohibit-password",
-        "SetEnv": f'PATH="{scratch}/bin:{os.environ["PATH"]}"',
     }  # fmt: skip
     config = scratch / f"sshd-{tier}"
     config.write_text("".join(f"{name} {value}\n" for name, value in options.items()))

@@ -44,7 +44,9 @@ def shared_profile(chance, axes):
             flat |= {i} if out == height else set()
             height = out
         units = {"channels": 8, "heads": 6}
-        ways += [way for axis in ("channels", "heads") if axis in axes and chance.random() < 0.8 for way in by_units(chance, axis, units[axis])]
+        ways += [
+            way for axis in ("channels", "heads") if axis in axes and chance.random() < 0.8 for way in by_units(chance, axis, units[axis])
+        ]
         layouts[name] = tuple(ways)
     users = {name: [after] for name, after in zip(names, names[1:], strict=False)} | {names[-1]: []}
     for i, name in enumerate(names[:-2]):  # a skip over a layer that keeps the rows, into one that takes as many
@@ -75,7 +77,9 @@ def topology_with_peers(chance):
         if count > 1 and chance.random() < 0.2:
             peers.append(PeerSpec(tier=names[i - 1 if i else 1]))
         tiers.append(TierSpec(name, Compute(factor=chance.uniform(1, 4)), peers=tuple(peers)))
-    links = [LinkSpec(pair, 10 ** chance.uniform(4, 6.5), 10 ** chance.uniform(4, 6.5), 0.01) for pair in zip(names, names[1:], strict=False)]
+    links = [
+        LinkSpec(pair, 10 ** chance.uniform(4, 6.5), 10 ** chance.uniform(4, 6.5), 0.01) for pair in zip(names, names[1:], strict=False)
+    ]
     return Topology(tuple(tiers), tuple(links))
 
 

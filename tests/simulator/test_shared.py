@@ -53,11 +53,11 @@ def check_rows(seeds):
 
 
 def test_rows_take_what_the_plan_predicts():
-    assert all(check_rows(range(120)).values())
+    assert all(check_rows(range(40)).values())
 
 
 def check_units(seeds, solved):
-    """Blocks that stand for one of the solver's: exactly. Several in one: what the plan's file keeps of them is enough or not."""
+    """Blocks that stand for one of the solver's: exactly. Several in one: by how much what the plan's file says of them misses."""
     alone, off = 0, []
     for seed in seeds:
         profile, topology = shared_case(seed, ("channels", "heads"))
@@ -75,10 +75,10 @@ def check_units(seeds, solved):
 
 
 def test_channels_and_heads_take_what_the_plan_predicts(solved):
-    alone, off = check_units(range(150), solved)
-    assert alone > 10
-    assert len(off) > 10
-    assert max(off) < 0.5
+    alone, off = check_units(range(40), solved)
+    assert alone > 5
+    assert len(off) > 5
+    assert max(off) < 0.1
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_shared_layers_take_what_the_plan_predicts_at_length(solved):
 def test_linked_blocks_of_channels_and_heads_take_what_they_cost_the_solver(solved):
     """With their borders, ways and shares, that is: the file of a plan has none of them."""
     seen = 0
-    for seed in range(150):
+    for seed in range(40):
         profile, topology = shared_case(seed, ("channels", "heads"))
         profile = replace(profile, framework=Framework(), measurements=(replace(profile.measurements[0], wake_s=0.0),))
         solved.clear()
@@ -110,7 +110,7 @@ def test_linked_blocks_of_channels_and_heads_take_what_they_cost_the_solver(solv
         assert parts + whole_s <= made.cost.latency_s * (1 + 1e-9)
         assert parts + whole_s >= (made.cost.latency_s - coding) * (1 - 1e-9)
         seen += 1
-    assert seen > 5
+    assert seen > 2
 
 
 def as_segment(block, profile):
@@ -174,17 +174,19 @@ def test_a_group_is_one_request_at_a_time():
 
 def test_the_interval_is_the_plans():
     seen = 0
-    for seed in range(60):
+    for seed in range(24):
         profile, topology = shared_case(seed, ("rows",))
         profile = replace(profile, framework=Framework(), packet_nbytes=0, measurements=(replace(profile.measurements[0], wake_s=0.0),))
-        topology = Topology(tuple(replace(tier, peers=tuple(p for p in tier.peers if p.machine)) for tier in topology.tiers), topology.links)
+        topology = Topology(
+            tuple(replace(tier, peers=tuple(p for p in tier.peers if p.machine)) for tier in topology.tiers), topology.links
+        )
         made = plan(profile, topology, compare=False)
         if any(stage.blocks for stage in made.stages):
             # Few seconds fall to the last requests, which run out: many requests, and a closed loop that keeps all busy.
             found = simulate(made, profile, topology, ClosedLoop(8), requests=400, warmup=50)
             assert 1 / found.throughput_per_s == pytest.approx(made.cost.interval_s, rel=1e-6), seed
             seen += 1
-    assert seen > 10
+    assert seen > 5
 
 
 def test_a_fleet_has_helpers_of_its_own():
