@@ -39,8 +39,8 @@ def up_local(topology: Topology, *, name: str = "default", tls: Path | None = No
     record = _claimed(name, "local", _labels(topology), f"{hosts[tiers[-1]]}:{_free_port(hosts[tiers[-1]])}", tls, hosts, {})
     try:
         _start_here(record, cpus or os.cpu_count() or 1)
-    except BaseException:
-        down(name)
+    except BaseException as error:
+        _undo(name, error)
         raise
     return record
 
@@ -59,8 +59,8 @@ def up_ssh(topology: Topology, hosts: ssh.Hosts, *, name: str = "default", tls: 
             certs.check_hosts(tls, list(record.hosts.values()))
         ssh.launch(record, hosts, wheel or ssh.make_wheel(record.home))
         ssh.check(record)
-    except BaseException:
-        down(name)
+    except BaseException as error:
+        _undo(name, error)
         raise
     return record
 
@@ -104,6 +104,14 @@ def live(record: Record) -> list[Member]:
 def connected(record: Record) -> AbstractContextManager[None]:
     """This process as a client of a cluster (client.connect)."""
     return connect(record.address, token=Path(record.token), tls=Path(record.tls) if record.tls else None)
+
+
+def _undo(name: str, error: BaseException) -> None:
+    """End what a failed `up` started. Raises ClusterError that tells both where that fails, too."""
+    try:
+        down(name)
+    except ClusterError as another:
+        raise ClusterError(f"{error}; and then {another}") from error
 
 
 def _claimed(

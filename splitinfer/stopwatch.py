@@ -217,6 +217,8 @@ class _CodecPasses:
 
     def __init__(self, stage: Stage, arguments: list[Any], crossing: Sequence[str], names: Sequence[str]) -> None:
         self.module, self.arguments, self.names = stage.module, arguments, names
+        placeholders = [node.name for node in stage.module.graph.nodes if node.op == "placeholder"]
+        self.input_of = dict(zip(placeholders, stage.inputs, strict=False))  # fx renames an input called "input", for one
         self.sent: dict[str, dict[str, int]] = {name: {} for name in crossing}
         self.times: dict[tuple[str, str], list[tuple[float, float]]] = {}
         self.pieces: dict[tuple[str, str], list[tuple[Piece, ...]]] = {}
@@ -226,7 +228,8 @@ class _CodecPasses:
         """One more pass."""
         _EachValue(self.module, self._visit).run(*self.arguments)
 
-    def _visit(self, name: str, tensor: Tensor) -> None:
+    def _visit(self, node: str, tensor: Tensor) -> None:
+        name = self.input_of.get(node, node)
         if name not in self.sent:
             return
         if tensor.is_floating_point() and tensor.nbytes not in self.kept:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from splitinfer import capture, codecs, zoo
+from splitinfer import capture, codecs, profile, zoo
 from splitinfer.codecs.packet import Packet
 from splitinfer.errors import PlanError
 from splitinfer.stagefile import STAGE_LIMITS, dump_stage, load_stage
@@ -96,3 +96,13 @@ def test_unaligned_memory_from_numpy():
     raw = np.frombuffer(b"\0" + np.arange(5, dtype=np.float32).tobytes(), dtype=np.uint8)[1:].view(np.float32)
     tensor = torch.from_numpy(raw.copy() if not raw.flags.aligned and not raw.flags.writeable else raw)
     assert torch.equal(codecs.get("raw").decode(codecs.get("raw").encode(tensor)), tensor)
+
+
+def test_an_input_called_input_has_codec_times():
+    """fx renames a placeholder that bears the name of a builtin, as that of `nn.Sequential` does, and the profile missed it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    graph = capture(model, (torch.randn(1, 3, 8, 8),))
+    assert "input" in graph.tensors
+    measured = profile(graph, codec_names=["raw"], repeats=1)
+    assert set(measured.measurements[0].codec_s) == set(graph.tensors)
+    assert all(tensor.sent_nbytes for tensor in measured.tensors)

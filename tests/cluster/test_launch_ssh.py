@@ -122,7 +122,7 @@ class TestHost:
         assert own_tiers({"device": "192.0.2.77", "edge": "127.0.0.1"}) == "edge"
 
     def test_says_when_it_has_none(self):
-        with pytest.raises(ClusterError, match="none of 192.0.2.77 is an address of"):
+        with pytest.raises(ClusterError, match=r"none of 192\.0\.2\.77 is an address of"):
             own_tiers({"device": "192.0.2.77"})
 
 
@@ -188,8 +188,11 @@ def marked(mark):
 class TestOverSsh:
     def test_three_hosts_up_looked_at_and_down_again(self, lab):
         call, scratch = lab
+        hosts = [option for address in ADDRESSES.values() for option in ("--host", address)]
+        assert call("certs", str(scratch / "tls"), *hosts).returncode == 0
         start = time.perf_counter()
-        up = call("up", str(scratch / "cluster.yaml"), "--hosts", str(scratch / "hosts.yaml"), "--json")
+        files = ("--hosts", str(scratch / "hosts.yaml"), "--tls", str(scratch / "tls"))
+        up = call("up", str(scratch / "cluster.yaml"), *files, "--json")
         up_s = time.perf_counter() - start
         home = scratch / "home" / "splitinfer" / "clusters" / "default"
         assert up.returncode == 0, up.stderr
@@ -197,6 +200,7 @@ class TestOverSsh:
         token = (home / "token").read_text()
         doctor = call("doctor", "--json")
         assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+        assert {each["found"] for each in json.loads(doctor.stdout)["findings"] if each["check"] == "TLS"} == {"on"}
         status = json.loads(call("status", "--json").stdout)
         assert {node["tier"]: node["address"] for node in status["nodes"]} == ADDRESSES
         assert (scratch / "home-edge/.splitinfer/default/shipped/token").stat().st_mode & 0o777 == 0o600

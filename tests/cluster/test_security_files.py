@@ -159,7 +159,7 @@ class TestStrangeServers:
         kept = []
         tell(kept.append)
         start = time.monotonic()
-        with pytest.raises(ClusterError, match="nothing at .* answers within 0.5 s"):
+        with pytest.raises(ClusterError, match=r"nothing at .* answers within 0\.5 s"):
             client.members(address, token, timeout_s=0.5)
         assert time.monotonic() - start < 3
 

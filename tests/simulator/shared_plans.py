@@ -1,6 +1,7 @@
 """Random models whose layers can be shared, random topologies with peers, and the planner's plans for them; each of a seed."""
 
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 from random_plans import CODECS, a_profile
@@ -48,7 +49,7 @@ def shared_profile(chance, axes):
             way for axis in ("channels", "heads") if axis in axes and chance.random() < 0.8 for way in by_units(chance, axis, units[axis])
         ]
         layouts[name] = tuple(ways)
-    users = {name: [after] for name, after in zip(names, names[1:], strict=False)} | {names[-1]: []}
+    users = {name: [after] for name, after in pairwise(names)} | {names[-1]: []}
     for i, name in enumerate(names[:-2]):  # a skip over a layer that keeps the rows, into one that takes as many
         if i + 1 in flat and chance.random() < 0.3:
             users[name].append(names[i + 2])
@@ -77,9 +78,7 @@ def topology_with_peers(chance):
         if count > 1 and chance.random() < 0.2:
             peers.append(PeerSpec(tier=names[i - 1 if i else 1]))
         tiers.append(TierSpec(name, Compute(factor=chance.uniform(1, 4)), peers=tuple(peers)))
-    links = [
-        LinkSpec(pair, 10 ** chance.uniform(4, 6.5), 10 ** chance.uniform(4, 6.5), 0.01) for pair in zip(names, names[1:], strict=False)
-    ]
+    links = [LinkSpec(pair, 10 ** chance.uniform(4, 6.5), 10 ** chance.uniform(4, 6.5), 0.01) for pair in pairwise(names)]
     return Topology(tuple(tiers), tuple(links))
 
 

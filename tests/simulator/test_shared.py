@@ -53,7 +53,7 @@ def check_rows(seeds):
 
 
 def test_rows_take_what_the_plan_predicts():
-    assert all(check_rows(range(40)).values())
+    assert all(check_rows([*range(40), 48]).values())
 
 
 def check_units(seeds, solved):
@@ -149,7 +149,7 @@ def test_by_hand():
 
 
 def test_linked_rows_by_hand():
-    """Two convolutions: the helper fetches one row from the host, the host one from the helper; 20 bytes each over 100 and 50 per second."""
+    """The helper fetches one row of 20 bytes from the host, over 100 bytes per second."""
     profile = a_profile(
         {"one": 1.0, "two": 1.0},
         [("in", INPUT, ("one",), 1000, False), ("x", "one", ("two",), 200, False), ("out", "two", (), 500, True)],
