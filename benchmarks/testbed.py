@@ -228,17 +228,20 @@ def measure_in_process(path: Path, requests: int) -> None:
     from splitinfer import deploy
     from splitinfer.demo import _without_sleep
     from splitinfer.runtime.hosts import WARM_UP, one_by_one
+    from splitinfer.simulator import ClosedLoop, simulate
 
     with LocalCluster(["device", "edge", "cloud"]) as cluster:
         for model, link, name in missing(path, "in-process"):
             graph = captured(model)
-            plan, place = planned(profiled(model, graph, path.parent), link)[name], topology(link)
+            profile, place = profiled(model, graph, path.parent), topology(link)
+            plan = planned(profile, link)[name]
             with deploy(graph, plan, place, cluster=cluster) as pipeline:
                 traces = one_by_one(pipeline, WARM_UP + requests)[WARM_UP:]
             rest = statistics.median(trace.total_s - trace.slept_s for trace in traces)
             add(path, {
                 "model": model, "link": link, "plan": name, "where": "in-process", "predicted_s": plan.cost.latency_s,
                 "measured_s": statistics.median(trace.total_s for trace in traces), "nbytes": plan.cost.up_nbytes,
+                "simulated_s": simulate(plan, profile, place, ClosedLoop(1), requests=requests).latency_s.p50,
                 "slept_share": statistics.median(trace.slept_s / trace.total_s for trace in traces),
                 "rest_error": _without_sleep(plan, place) / rest - 1,
             })  # fmt: skip
@@ -265,7 +268,14 @@ def grid_table(rows: dict[tuple[str, ...], Row]) -> str:
     body, errors = [], {"in-process": [], "namespaces": []}
     for model, link, plan, _ in (each for each in rows if each[3] == "in-process"):
         found = {where: rows.get((model, link, plan, where)) for where in errors}
-        cells = [model, link, plan, f"{found['in-process']['nbytes']:,.0f}", ms(found["in-process"]["predicted_s"]), SIMULATED]
+        cells = [
+            model,
+            link,
+            plan,
+            f"{found['in-process']['nbytes']:,.0f}",
+            ms(found["in-process"]["predicted_s"]),
+            ms(found["in-process"]["simulated_s"]),
+        ]
         for where, row in found.items():
             if row:
                 errors[where].append(row["predicted_s"] / row["measured_s"] - 1)
@@ -281,9 +291,6 @@ def grid_table(rows: dict[tuple[str, ...], Row]) -> str:
     rests = [abs(row["rest_error"]) for row in rows.values() if "rest_error" in row]
     lines.append(f"in-process, rest alone: median error {statistics.median(rests):.1%}, worst {max(rests):.1%}")
     return "\n".join(lines)
-
-
-SIMULATED = "-"  # the place of the simulator's figure
 
 
 def table(body: list[list[Any]], head: list[str]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise, product
+from math import lcm
 
 from splitinfer.errors import PlanError
 from splitinfer.plans import PlannedBlock
@@ -103,7 +104,9 @@ def _by_units(block: PlannedBlock, profile: Profile, seconds: Callable[[Sequence
 def _fits(segment: Segment, block: PlannedBlock) -> bool:
     """Whether it divides something, all that it divides alike, and as planned where the plan says how."""
     planned = {tuple(block.inner_shares[layer]) for layer in segment.layers if layer in block.inner_shares}
-    return {way.units for way in segment.ways if way.gives != "whole"} == {segment.units} and planned <= {segment.shares}
+    divided = [way for way in segment.ways if way.gives != "whole"]
+    round_ = _round(segment, lcm(*(way.granularity for way in divided)))
+    return round_ and {way.units for way in divided} == {segment.units} and planned <= {segment.shares}
 
 
 def _ends_as_planned(reading: Sequence[Segment], block: PlannedBlock) -> bool:
@@ -122,9 +125,18 @@ def _longer(
 
 
 def _segment(layers: tuple[str, ...], ways: tuple[LayerLayout, ...], block: PlannedBlock) -> Segment:
-    units = next((way.units for way in ways if way.gives != "whole"), sum(block.shares))
-    shares = next((block.inner_shares[layer] for layer in layers if layer in block.inner_shares), block.shares)
-    return Segment(layers, ways, tuple(shares) if units == sum(shares) else apportioned(units, shares), "replicated")
+    divided = [way for way in ways if way.gives != "whole"]
+    units, multiple = max((way.units for way in divided), default=sum(block.shares)), lcm(*(way.granularity for way in divided))
+    named = next((tuple(block.inner_shares[layer]) for layer in layers if layer in block.inner_shares), None)
+    segment = Segment(layers, ways, named or tuple(block.shares), "replicated")
+    if named or (segment.units == units and _round(segment, multiple)):
+        return segment
+    return replace(segment, shares=apportioned(units, block.shares, multiple))
+
+
+def _round(segment: Segment, multiple: int) -> bool:
+    """Whether the shares are multiples, that of the last machine excepted."""
+    return all(segment.shares[worker] % multiple == 0 for worker in segment.group[:-1])
 
 
 def _carries_on(before: Segment, piece: Sequence[str], ways: Sequence[LayerLayout], profile: Profile) -> bool:

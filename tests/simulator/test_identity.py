@@ -178,7 +178,8 @@ def test_it_shares_no_code_with_the_cost_function():
     """Neither by an import of its own nor, without re-planning, by anybody else's; and it needs no torch."""
     code = (
         "import splitinfer, sys; from splitinfer import simulator; splitinfer.simulate; "
-        "print([name for name in ('partitioners', 'splitinfer.lines', 'splitinfer.line_problem', 'torch', 'ray', 'matplotlib') if name in sys.modules])"
+        "names = ('partitioners', 'splitinfer.lines', 'splitinfer.line_problem', 'torch', 'ray', 'matplotlib'); "
+        "print([name for name in names if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == "[]\n"
