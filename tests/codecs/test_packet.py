@@ -203,7 +203,7 @@ def test_each_flipped_bit():
 
 @pytest.mark.parametrize(("over", "message"), [
     ({"magic": b"SPLJ"}, "not a splitinfer packet"), ({"version": 0}, "packet version 0"), ({"version": 2}, "packet version 2"),
-    ({"kind": 0}, "unknown packet kind 0"), ({"kind": 5}, "unknown packet kind 5"), ({"kind": 255}, "unknown packet kind 255"),
+    ({"kind": 0}, "unknown packet kind 0"), ({"kind": 7}, "unknown packet kind 7"), ({"kind": 255}, "unknown packet kind 255"),
     ({"reserved": 7}, "reserved fields hold 7 and 0"), ({"reserved_2": 9}, "reserved fields hold 0 and 9"),
     ({"header_nbytes": 2**32 - 1}, "a header of 4294967295 bytes; the limit is 1048576"), ({"header_nbytes": 100}, "declares 144 bytes"),
     ({"payload_nbytes": 2**64 - 1}, "declares 18446744073709551695 bytes and has 80"), ({"payload_nbytes": 16}, "declares 96 bytes"),
