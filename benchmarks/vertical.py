@@ -59,7 +59,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(name: str, value: Any) -> str:
-    if name.endswith("_s"):
+    if name.endswith("_s") and isinstance(value, float):
         return f"{value * 1e3:.1f} ms"
     return f"{value:,.3g}" if isinstance(value, float) else str(value)
 

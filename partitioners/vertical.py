@@ -14,6 +14,7 @@ from partitioners.problem import Problem
 from partitioners.space import Space
 
 Solver = Callable[[Problem, Objective], Solution]
+_ROUNDING = 1e-12  # a division that gains no more is none
 
 
 def undivided(problem: Problem) -> Problem:
@@ -58,7 +59,7 @@ def by_hybrid(problem: Problem, objective: Objective, whole: Solver) -> Solution
         alone = found is not None and {block.axis for block in found.blocks} <= {axis}  # it is the best by this axis as well
         rival = found if alone else Search(space, objective, (axis,)).least()
         rivals[f"{axis} only"] = "nothing keeps the limits" if rival is None else rival.value
-    if found is None or (isinstance(plain, Solution) and plain.value <= found.value):
+    if found is None or (isinstance(plain, Solution) and plain.value <= found.value * (1 + _ROUNDING)):
         assert isinstance(plain, Solution)
         best = solution(problem, plain.placement, f"hybrid, {plain.strategy}", bound, objective, plain.codecs)
     else:

@@ -83,7 +83,8 @@ def planned_blocks(
     made = []
     for run in runs:
         names = [[layer for op in block.ops for layer in layers_of.get(op, ())] for block in run]
-        if not any(names):
+        alone = not any(any(block.shares[1:]) for block in run)  # as good as whole
+        if alone or not any(names):
             continue
         axis = "heads" if any(block.axis == "heads" for block in run) else run[-1].axis
         shares = next(block.shares for block in reversed(run) if block.axis == axis)
