@@ -78,8 +78,9 @@ def measured(
     place = max(single, key=lambda at: cuts[at].nbytes)
     plan = Plan.by_hand(graph, [order[: place + 1], order[place + 1 :]], _TIERS, dict.fromkeys(graph.tensors, codec))
     (crossing,) = plan.crossings
-    pieces = base.pieces[crossing.tensor][codec]
     link, slow = topology.links[0], topology.tiers[0].compute.factor or 1.0
+    made, read = (profile.pieces(profile.times(tier), crossing.tensor, codec) for tier in topology.tiers)
+    both = [(encode_s, nbytes, decode_s) for (encode_s, nbytes, _), (*_, decode_s) in zip(made, read, strict=True)]
     encode_s, decode_s = base.codec_s[crossing.tensor][codec]
     nbytes = next(tensor for tensor in profile.tensors if tensor.name == crossing.tensor).sent_nbytes[codec]
     traces: dict[bool, list[si.Trace]] = {False: [], True: []}
@@ -95,7 +96,7 @@ def measured(
     return [{
         "mbps": link.up_bytes_per_s / 125_000, "codec": codec, "nbytes": nbytes, "whole_s": took[False], "pieces_s": took[True],
         "whole_predicted_s": slow * encode_s + nbytes / link.up_bytes_per_s + decode_s + link.latency_s,
-        "pieces_predicted_s": overlapped_s(pieces, slow, 1.0, [1 / link.up_bytes_per_s]) + link.latency_s,
+        "pieces_predicted_s": overlapped_s(both, [1 / link.up_bytes_per_s]) + link.latency_s,
     }]  # fmt: skip
 
 

@@ -49,9 +49,9 @@ class Line:
         return tuple(spec.name for spec in self.specs)
 
     @property
-    def skips(self) -> bool:
-        """Whether a hop passes a tier by."""
-        return any(len(hop) > 1 for hop in self.hops)
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the tiers that a hop passes by."""
+        return tuple(name for place, name in enumerate(self.physical[: self.used[-1]]) if place not in self.used)
 
 
 def lines_of(topology: Topology) -> Iterator[Line]:
@@ -120,6 +120,8 @@ class LineProblem:
         up, down = (seconds_per_byte(hop, direction) + self.profile.framework.s_per_byte for direction in ("up", "down"))
         latency = sum(link.latency_s for link in hop) + (self._stage_s(place + 1) + self.profile.packet_nbytes * (up + down)) / 2
         joules, price = sum(link.joules_per_byte or 0.0 for link in hop), sum(link.price_per_byte or 0.0 for link in hop)
+        # A request pays for all links of a hop; a stream waits for the slowest, and the rest of its latency is added in the end.
+        up, down = (seconds_per_byte(hop, way, self.steady) + self.profile.framework.s_per_byte for way in ("up", "down"))
         return p.Link(1 / up, latency, 1 / down, joules, price)
 
     def _stage_s(self, place: int) -> float:
@@ -228,16 +230,15 @@ class LineProblem:
     def _in_pieces(self, tensor: TensorProfile, names: Sequence[str]) -> Iterator[p.Codec]:
         """The codecs whose encoding, wire and decoding would overlap by enough to be worth it, where the tensor is large."""
         for name in names if tensor.producer != INPUT else ():
-            pieces = [tier.base.pieces.get(tensor.name, {}).get(name) for tier in self.times]
+            pieces = [self.profile.pieces(tier, tensor.name, name) for tier in self.times]
             if all(pieces):
                 plain, hops = self._codec(tensor, name), []
-                for place, (links, made, read) in enumerate(zip(self.line.hops, pieces, pieces[1:], strict=False)):
-                    assert made is not None and read is not None
+                for links, made, read in zip(self.line.hops, pieces, pieces[1:], strict=False):
                     both = [(encode_s, nbytes, decode_s) for (encode_s, nbytes, _), (*_, decode_s) in zip(made, read, strict=True)]
                     rates = [1 / link.up_bytes_per_s for link in links]
                     rates[-1] += self.profile.framework.s_per_byte
-                    hops.append(overlapped_s(both, self.times[place].scale, self.times[place + 1].scale, rates))
-                nbytes = sum(piece[1] for piece in pieces[0] or ())
+                    hops.append(overlapped_s(both, rates))
+                nbytes = sum(piece[1] for piece in pieces[0])
                 apart = [plain.encode_s[i] + plain.nbytes / link.bytes_per_s + plain.decode_s[i + 1] for i, link in enumerate(self._links)]
                 if any(together < _WORTHWHILE * turns for together, turns in zip(hops, apart, strict=True)):
                     yield replace(plain, name=name + IN_PIECES, nbytes=nbytes, transfer_s=tuple(hops))
@@ -268,6 +269,7 @@ def grouped(profile: Profile) -> dict[str, str]:
     return op_of
 
 
-def seconds_per_byte(hop: Sequence[LinkSpec], direction: str) -> float:
-    """Store and forward: the links of a hop one after the other, `up` or `down`."""
-    return sum(1 / (link.up_bytes_per_s if direction == "up" else link.down_bytes_per_s) for link in hop)
+def seconds_per_byte(hop: Sequence[LinkSpec], direction: str, steady: bool = False) -> float:
+    """Store and forward: the links of a hop one after the other, `up` or `down`; in a steady stream the slowest of them."""
+    each = [1 / (link.up_bytes_per_s if direction == "up" else link.down_bytes_per_s) for link in hop]
+    return max(each) if steady else sum(each)

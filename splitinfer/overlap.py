@@ -8,7 +8,7 @@ Piece = tuple[float, float, float]
 """Seconds to encode, bytes on the wire, seconds to decode. What ends a decode as a whole counts to the last piece."""
 
 
-def overlapped_s(pieces: Sequence[Piece], encode_scale: float, decode_scale: float, s_per_byte: Sequence[float]) -> float:
+def overlapped_s(pieces: Sequence[Piece], s_per_byte: Sequence[float]) -> float:
     """Seconds from the start of encoding to the end of decoding, over links in a row, each paying `s_per_byte`.
 
     Encoder, links and decoder each take the pieces in order, one at a time, and a piece enters one when it has left the
@@ -17,7 +17,7 @@ def overlapped_s(pieces: Sequence[Piece], encode_scale: float, decode_scale: flo
     free = [0.0] * (len(s_per_byte) + 2)
     for encode_s, nbytes, decode_s in pieces:
         ready = 0.0
-        for place, seconds in enumerate([encode_scale * encode_s, *(nbytes * rate for rate in s_per_byte), decode_scale * decode_s]):
+        for place, seconds in enumerate([encode_s, *(nbytes * rate for rate in s_per_byte), decode_s]):
             ready = free[place] = max(ready, free[place]) + seconds
     return free[-1]
 

@@ -161,6 +161,14 @@ class Profile:
         source = f"measured on {where}" if factor == 1 else f"{factor:g} x measured on {where}"
         return TierTimes(source, {name: factor * seconds for name, seconds in base.seconds.items()}, factor, base)
 
+    def pieces(self, times: TierTimes, tensor: str, codec: str) -> tuple[Piece, ...]:
+        """What a tier needs for each piece of a tensor; empty where it travels whole.
+
+        Each piece is a call of its own. Measured, one takes as long as a call between stages, half of it at either end.
+        """
+        half_s, found = self.framework.call_s / 2, times.base.pieces.get(tensor, {}).get(codec, ())
+        return tuple((times.scale * encode_s + half_s, nbytes, times.scale * decode_s + half_s) for encode_s, nbytes, decode_s in found)
+
     def _base(self, tier: TierSpec) -> Measurement:
         here = [m for m in self.measurements if m.tier is None] or list(self.measurements)
         if not here:

@@ -131,8 +131,8 @@ class Work:
         """
         lower, higher = (self.plan.tiers[self._tier(end)] for end in (place, place + 1))
         ends = [self._times[name] for name in (lower, higher)]
-        made, read = (times.base.pieces.get(tensor, {}).get(codec) for times in ends)
-        if made is None or read is None:
+        made, read = (self.profile.pieces(times, tensor, codec) for times in ends)
+        if not made or not read:
             raise ProfileError(f"'{tensor}' travels in pieces, and the profile has no times of them with '{codec}'; profile again")
         links = [f"{a}:{b}" for a, b in pairwise(self.plan.tiers[self._tier(place) : self._tier(place + 1) + 1])]
         rest: tuple[Step, ...] = ()
@@ -140,8 +140,8 @@ class Work:
             held_s = self.profile.framework.s_per_byte * nbytes
             onward: tuple[Step, ...] = tuple(Transfer(link, nbytes, 0.0, held_s=held_s * (link == links[-1])) for link in links)
             if decode:
-                onward = (*onward, Compute(higher, f"decode {tensor}", coding_s=ends[1].scale * decode_s))
-            work = Compute(lower, f"encode {tensor}", coding_s=ends[0].scale * encode_s) if encode else None
+                onward = (*onward, Compute(higher, f"decode {tensor}", coding_s=decode_s))
+            work = Compute(lower, f"encode {tensor}", coding_s=encode_s) if encode else None
             following = Parallel((onward, rest)) if rest else Parallel((onward,))
             rest = (work, following) if work else (following,)
         return Parallel((rest,))
