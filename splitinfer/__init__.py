@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from splitinfer.calibrations import Calibration as Calibration
+    from splitinfer.family import first_possible as first_possible
+    from splitinfer.family import plan_family as plan_family
     from splitinfer.graph import Graph as Graph
     from splitinfer.importer import capture as capture
     from splitinfer.learn.accuracy import accurate_plan as accurate_plan
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from splitinfer.profiler import profile as profile
     from splitinfer.profiles import Profile as Profile
     from splitinfer.runtime.deploy import deploy as deploy
+    from splitinfer.runtime.resilient import resilient as resilient
     from splitinfer.simulator import simulate as simulate
     from splitinfer.tracing import Trace as Trace
     from splitinfer.verify import verify_split as verify_split
@@ -43,15 +46,18 @@ _HOMES = {
     "calibrate": "splitinfer.learn.calibrate",
     "capture": "splitinfer.importer",
     "deploy": "splitinfer.runtime.deploy",
+    "first_possible": "splitinfer.family",
     "plan": "splitinfer.planner",
+    "plan_family": "splitinfer.family",
     "profile": "splitinfer.profiler",
+    "resilient": "splitinfer.runtime.resilient",
     "simulate": "splitinfer.simulator",
     "verify_split": "splitinfer.verify",
 }
 
 __all__ = [
     "Calibration", "Graph", "Pipeline", "Plan", "Profile", "Trace", "__version__", "accurate_plan", "calibrate", "capture", "deploy",
-    "plan", "profile", "simulate", "verify_split",
+    "first_possible", "plan", "plan_family", "profile", "resilient", "simulate", "verify_split",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import partitioners as p
@@ -86,7 +86,7 @@ class LineModel(LineProblem):
         places = {layer: self.line.tiers.index(tier) for layer, tier in self.tier_of(solution).items()}
         encode = cost.encode_s + sum(self.passing.layer(layer) * self._results_s(layer, place) for layer, place in places.items())
         decode = cost.decode_s + (self._received_s() if 0 in places.values() else 0.0)
-        latency = cost.latency_s + (self._waking(solution) if self.steady else 0.0)
+        latency = cost.latency_s + (self._waking(solution) + self._forwarding(cost, pieces) if self.steady else 0.0)
         return Cost(
             latency, compute, encode, wire, decode, home,
             latency - compute - encode - decode - wire - home - cost.transfer_s - cost.exchange_s,
@@ -110,6 +110,14 @@ class LineModel(LineProblem):
         """What a single request, after a pause, pays on top of a steady stream's."""
         used = {self.line.tiers.index(stage.tier): self._reached(stage.layers) for stage in self.stages(solution)}
         return sum(reach * (self.profile.framework.call_s + self._wake_s(place)) for place, reach in used.items())
+
+    def _forwarding(self, cost: p.Cost, pieces: Mapping[int, float]) -> float:
+        """What a single request pays for links beside the slowest of their hop."""
+        total = 0.0
+        for hop, links in enumerate(self.line.hops):
+            for nbytes, way in ((cost.link_nbytes[hop] - pieces.get(hop, 0.0), "up"), (cost.return_nbytes[hop], "down")):
+                total += nbytes * (seconds_per_byte(links, way) - seconds_per_byte(links, way, steady=True))
+        return total
 
     def _reached(self, layers: Sequence[str]) -> float:
         """Share of the requests that get to some of these layers."""

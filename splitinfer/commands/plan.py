@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitinfer.commands.common import (
     captured,
     command,
+    emit,
     learned_argument,
     learned_file,
     measured,
@@ -25,9 +27,10 @@ from splitinfer.commands.common import (
 if TYPE_CHECKING:
     from cluster.topology import Topology
     from splitinfer.calibrations import Calibration
+    from splitinfer.family import Loss
     from splitinfer.graph import Graph
     from splitinfer.learn.learned import Learned
-    from splitinfer.plans import Plan
+    from splitinfer.plans import Plan, PlannedStage
     from splitinfer.profiles import Profile
 
 
@@ -49,6 +52,8 @@ def add(table: Any) -> None:
     added.add_argument("--no-vertical", dest="vertical", action="store_false", help="do not share layers between a tier and its peers")
     added.add_argument("--strategy", default="auto", help="auto (default), or another name of partitioners.STRATEGIES")
     added.add_argument("-o", "--output", type=Path, metavar="JSON", help="write the plan here")
+    text = "also plan for every loss of machines; plan.json and the plans that take its place go here"
+    added.add_argument("--family", type=Path, metavar="DIR", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,7 +80,13 @@ def run(options: argparse.Namespace) -> int:
         assert graph is not None  # `_check` saw to it
         # An emulated topology can be measured as it will run; on real nodes that is what 'splitinfer profile' is for.
         profile = measured(learned.apply(graph) if learned else graph, topology if topology.emulated else None, options, names)
-    made = _planned(options, graph, learned, profile, topology, calibration, {"codecs": names, "within": within})
+    wishes = {"codecs": names, "within": within, "objective": options.objective, "keep_on_device": options.keep_on_device}
+    wishes |= {"strategy": options.strategy, "vertical": options.vertical}
+    wishes |= {"calibration": calibration, "max_accuracy_drop": options.max_accuracy_drop}
+    if options.family:
+        _plan_family(options, profile, topology, wishes)
+        return 0
+    made = _planned(options, graph, learned, profile, topology, wishes)
     save(made.to_json(), options.output)
     show(made, options)
     return 0
@@ -93,16 +104,15 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--samples measure what a plan loses; say how much it may, with --max-accuracy-drop 0.5% for example")
     if options.metric and not options.samples:
         raise UsageError(f"--metric {options.metric} judges the answers to samples; give --samples too")
+    if options.family and (options.samples or options.learned):
+        raise UsageError("--family plans from the profile alone; leave --samples and --learned out")
 
 
 def _planned(
     options: argparse.Namespace, graph: Graph | None, learned: Learned | None, profile: Profile, topology: Topology,
-    calibration: Calibration | None, wishes: dict[str, Any],
+    wishes: dict[str, Any],
 ) -> Plan:  # fmt: skip
     """The plan: measured on samples, with what was learned, or from the profile alone."""
-    wishes |= {"objective": options.objective, "keep_on_device": options.keep_on_device, "strategy": options.strategy}
-    wishes |= {"vertical": options.vertical}
-    wishes |= {"calibration": calibration, "max_accuracy_drop": options.max_accuracy_drop}
     if options.samples:
         from splitinfer.learn.accuracy import accurate_plan
         from splitinfer.models import load_samples
@@ -118,6 +128,58 @@ def _planned(
     from splitinfer.planner import plan
 
     return plan(profile, topology, **wishes)
+
+
+def _plan_family(options: argparse.Namespace, profile: Profile, topology: Topology, wishes: dict[str, Any]) -> None:
+    """Plan for every loss, write the plans and show which of them answers when."""
+    from splitinfer.family import losses, save_family
+
+    found = losses(profile, topology, **wishes)
+    best = found[0].plan
+    assert best is not None  # else it raises
+    files = save_family(found, options.family)
+    save(best.to_json(), options.output)
+    rows = [_row(loss, best, files) for loss in found]
+    if options.json:
+        emit({"plan": json.loads(best.to_json()), "family": rows})
+    else:
+        print(f"{best}\n\n{_loss_table(found, rows)}")
+
+
+def _row(loss: Loss, best: Plan, files: dict[str, Plan]) -> dict[str, Any]:
+    """What answers after a loss, as plain values."""
+    from splitinfer.plan_tables import goal_of
+
+    row: dict[str, Any] = {"lost": list(loss.machines)}
+    if loss.plan is None or loss.plan.cost is None:
+        return row | {"file": None, "why_not": loss.why_not}
+    value, least = (goal_of(best).value(plan.cost) for plan in (loss.plan, best))
+    file = next(name for name, plan in files.items() if plan is loss.plan)
+    ratio = value / least if least else 1.0
+    return row | {"file": file, "latency_s": loss.plan.cost.latency_s, "value": value, "times_best": ratio, "why_not": ""}
+
+
+def _loss_table(found: list[Loss], rows: list[dict[str, Any]]) -> str:
+    from tabulate import tabulate
+
+    table = []
+    for loss, row in zip(found, rows, strict=True):
+        lost = ", ".join(loss.machines) or "nothing"
+        if loss.plan is None:
+            table.append([lost, loss.why_not.splitlines()[0], "-", "-", ""])
+        else:
+            where = " -> ".join(map(_stage, loss.plan.stages))
+            table.append([lost, where, f"{row['latency_s'] * 1e3:.2f}", f"{row['times_best']:.2f}", row["file"]])
+    head = ["lost", "then", "latency ms", "times the best", "file"]
+    shown = tabulate(table, head, disable_numparse=True, colalign=("left", "left", "right", "right", "left"))
+    return f"{shown}\n\nA loss that is not listed takes nothing that the plan needs."
+
+
+def _stage(stage: PlannedStage) -> str:
+    helpers = dict.fromkeys(
+        name for block in stage.blocks for name, share in zip(block.workers, block.shares, strict=True) if share and name != stage.tier
+    )
+    return f"{' + '.join([stage.tier, *helpers])} ({len(stage.layers)} layers)"
 
 
 def _tried(calibration: Calibration) -> list[str]:
