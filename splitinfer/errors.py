@@ -13,9 +13,12 @@
     |-- PlanError           a plan does not fit the graph or topology, or its file is malformed
     |-- DeployError         the stages could not be started
     |-- StageError          a stage failed while it ran a request; carries stage, layer and the cause
-    |   `-- WorkerLost      a machine that shared a layer is gone
-    |       `-- Regrouped   the shares of a layer changed while a request was under way
+    |   `-- StageLost       a process or machine is gone; the request itself can be tried again
+    |       `-- WorkerLost      a machine that shared a layer is gone
+    |           `-- Regrouped   the shares of a layer changed while a request was under way
     |-- RequestTimeout      a request outlived its deadline
+    |-- Overloaded          more requests wait than may; this one was not taken
+    |-- Closed              the pipeline takes no more requests
     |-- UsageError          a command line argument is wrong
     `-- MissingExtra        an optional package is not installed
 
@@ -69,6 +72,14 @@ class RequestTimeout(SplitinferError):
     """A request outlived its deadline."""
 
 
+class Overloaded(SplitinferError):
+    """More requests wait than may, so this one was not taken; nothing of it was done."""
+
+
+class Closed(SplitinferError):
+    """The pipeline is being closed, or never was opened, and takes no requests."""
+
+
 class UsageError(SplitinferError):
     """A command line argument is wrong."""
 
@@ -87,7 +98,14 @@ class StageError(SplitinferError):
         return type(self), (self.stage, self.layer, self.cause, self.remote_traceback)
 
 
-class WorkerLost(StageError):
+class StageLost(StageError):
+    """The process or the machine of a stage is gone or cannot be reached. The request can be tried again where its model keeps no state."""
+
+    def __str__(self) -> str:
+        return f"stage '{self.stage}' is lost: {self.cause}"
+
+
+class WorkerLost(StageLost):
     """A machine that shared the layers of a stage is gone; `layer` is its name. What it held can be shared out again."""
 
     def __str__(self) -> str:

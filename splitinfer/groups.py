@@ -11,6 +11,7 @@ worker is given a way to send bytes to a peer, and a :class:`Mailbox` where the 
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ HOST = 0
 """The tier's own machine among the workers of a block."""
 SCATTER, RESULT = -1, -2
 """Steps of a block beside its exchanges: the inputs go out, and come back where the host computes nothing itself."""
-_MOST_LETTERS = 4096
+_MOST_FAILED = 256  # attempts whose failure is remembered: more are not under way at once
 
 Send = Callable[[int, bytes, "Job"], None]
 """Sends bytes of a job to a worker without waiting; called on the computing thread."""
@@ -53,33 +54,48 @@ class Job:
         return max(0.0, self.until_s - time.monotonic())
 
 
+@dataclass(frozen=True)
+class _Letter:
+    packet: Packet
+    nbytes: int
+    """Memory that it takes, once its tensors are decoded too."""
+    until_s: float
+
+
 class Mailbox:
-    """Messages for one worker, which may come before it asks for them. `put` and `fail` may be called on any thread."""
+    """Messages for one worker, which may come before it asks for them. `put` and `fail` may be called on any thread.
+
+    What waits is bounded by `limits.held` and `limits.held_nbytes`; a message goes when its deadline is over, or its attempt failed.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._letters: dict[tuple[str, int, str, int, int], tuple[Packet, float]] = {}
+        self._letters: dict[tuple[str, int, str, int, int], _Letter] = {}
         self._failed: dict[tuple[str, int], tuple[Exception, float]] = {}
         self._changed = threading.Condition()
 
     def put(self, packet: Packet) -> None:
-        """A message. Raises PacketError where it is malformed or too many wait."""
+        """A message; nothing where it came before, or its attempt failed. Raises PacketError where it is malformed or too much waits."""
         block, step, sender, left_s = label(packet)
-        now = time.monotonic()
+        key = packet.request_id, packet.attempt, block, step, sender
+        letter = _Letter(packet, _decoded_nbytes(packet, self.limits), time.monotonic() + min(left_s, self.limits.held_s))
         with self._changed:
-            if len(self._letters) >= _MOST_LETTERS:
-                self._letters = {key: kept for key, kept in self._letters.items() if kept[1] > now}
-                if len(self._letters) >= _MOST_LETTERS:
-                    raise PacketError(f"{len(self._letters)} messages wait; the limit is {_MOST_LETTERS}")
-            self._letters[packet.request_id, packet.attempt, block, step, sender] = packet, now + left_s
+            now = time.monotonic()
+            self._letters = {one: kept for one, kept in self._letters.items() if kept.until_s > now}
+            if key in self._letters or key[:2] in self._failed:
+                return
+            total = sum(kept.nbytes for kept in self._letters.values())
+            self.limits.admit("messages between workers", len(self._letters) + 1, total + letter.nbytes)
+            self._letters[key] = letter
             self._changed.notify_all()
 
     def fail(self, request_id: str, attempt: int, error: Exception) -> None:
         """Whoever waits for a message of this attempt, or will, gets the error."""
         with self._changed:
             now = time.monotonic()
-            self._failed = {key: kept for key, kept in self._failed.items() if kept[1] > now}
-            self._failed.setdefault((request_id, attempt), (error, now + _REMEMBERED_S))
+            self._failed = {key: kept for key, kept in list(self._failed.items())[1 - _MOST_FAILED :] if kept[1] > now}
+            self._failed.setdefault((request_id, attempt), (copy.copy(error), now + self.limits.held_s))
+            self._letters = {key: kept for key, kept in self._letters.items() if key[:2] != (request_id, attempt)}
             self._changed.notify_all()
 
     def take(self, job: Job, block: str, step: int, senders: Sequence[int]) -> list[Packet]:
@@ -88,18 +104,15 @@ class Mailbox:
         with self._changed:
             there = self._changed.wait_for(lambda: self._failure(job) or all(key in self._letters for key in keys), timeout=job.left_s)
             if (error := self._failure(job)) is not None:
-                raise error
+                raise copy.copy(error)  # what was raised refers to a stack, and so to the tensors of a request
             if not there:
                 late = [sender for sender, key in zip(senders, keys, strict=True) if key not in self._letters]
                 raise RequestTimeout(f"worker {late[0]} of block '{block}' sent nothing for step {step} before the deadline")
-            return [self._letters.pop(key)[0] for key in keys]
+            return [self._letters.pop(key).packet for key in keys]
 
     def _failure(self, job: Job) -> Exception | None:
         found = self._failed.get((job.request_id, job.attempt))
         return found[0] if found else None
-
-
-_REMEMBERED_S = 600.0  # longer than a message is under way
 
 
 def label(packet: Packet) -> tuple[str, int, int, float]:
@@ -150,8 +163,14 @@ class Worker:
                 incoming = self.await_(job, block, step, senders) if senders else {}
 
 
+def _decoded_nbytes(packet: Packet, limits: Limits) -> int:
+    """Memory of a message and of its tensors."""
+    return packet.held_nbytes + sum(frame.decoded_nbytes(limits) for frame in packet.frames)
+
+
 def tensors_of(packet: Packet, limits: Limits) -> dict[str, Tensor]:
-    """The tensors of a message. Raises PacketError."""
+    """The tensors of a message. Raises PacketError, also where together they are too large."""
+    limits.admit("messages between workers", 1, _decoded_nbytes(packet, limits))
     try:
         return {frame.name: frame.decode(limits, copy=True) for frame in packet.frames}
     except CodecError as error:

@@ -4,66 +4,28 @@ from __future__ import annotations
 
 import itertools
 import time
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-from torch.utils import _pytree as pytree
-
-from splitinfer import codecs
-from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
+from splitinfer.codecs.packet import Frame, Limits
 from splitinfer.errors import PlanError
+from splitinfer.front import Front
 from splitinfer.graph import Graph
 from splitinfer.groups import LocalBlock
-from splitinfer.learn.editing import without_exits
-from splitinfer.parts import carved
 from splitinfer.plans import Plan
-from splitinfer.routing import Route, routes
 from splitinfer.runner import StageRunner
-from splitinfer.sizes import sizes_at
 from splitinfer.stages import Stage, carve
-from splitinfer.tracing import Recorder, Span, Trace
-
-DEFAULT_TIMEOUT_S = 120.0
-"""Two minutes: longer than any sane request, short enough that a lost one is noticed."""
+from splitinfer.tracing import Span, Trace
 
 
-@dataclass(frozen=True)
-class Request:
-    """A call, ready to be sent."""
-
-    data: bytes
-    """The first packet."""
-    tensors: Mapping[str, Tensor]
-    """The caller's own."""
-    sizes: Mapping[str, int | float | bool]
-    """Values of the dynamic dimensions."""
-    spans: tuple[Span, ...]
-    """Of encoding, where the first stage is on another tier."""
-
-
-class Pipeline(ABC):
+class Pipeline(Front, ABC):
     """A split model with the call of the whole one.
 
     Calling it blocks; `submit` returns at once, and many requests may be in flight. `traced` also returns the trace.
     """
-
-    def __init__(self, graph: Graph, plan: Plan, *, slowdown: float = 1.0, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        plan.check(graph)
-        planned_layers = {layer for stage in plan.stages for layer in stage.layers}
-        graph = without_exits(graph, [head for head in graph.exits if head not in planned_layers])
-        self.graph, self.plan, self.timeout_s = graph, plan, timeout_s
-        self.source: Route
-        self.source, self.routes = routes(graph, plan)
-        self.slowdown = slowdown
-        self.stages = carved(graph, plan)
-        self._sizes = {name for stage in self.stages for within in stage for part in within for name in part.sizes}
-        self._sizes |= {leaf.name for leaf in graph.outputs if leaf.kind == "size"}
 
     @staticmethod
     def local(graph: Graph, plan: Plan) -> LocalPipeline:
@@ -103,48 +65,21 @@ class Pipeline(ABC):
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[tuple[Any, Trace]]:
         """Start one request."""
 
-    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
-        """Bind the call and encode its tensors."""
-        tensors, dimensions = self.graph.bind(args, kwargs)
-        sizes = sizes_at(self.graph, self._sizes, dimensions)
-        recorder = Recorder("source", self.plan.tiers[0], self.slowdown)
-        with recorder.span("encode"):
-            frames = tuple(Frame.encode(name, tensors[name], codecs.get(codec)) for name, codec in self.source.sends.items())
-        # Handing raw tensors to a stage on the same tier is the framework's work, not the codec's.
-        spans = recorder.finish() if self.plan.stages[0].tier != self.plan.tiers[0] else ()
-        packet = Packet(Kind.REQUEST, uuid.uuid4().hex, frames, sizes=sizes, meta={"left_s": self.timeout_s})
-        return Request(packet.pack(), tensors, sizes, spans)
-
-    def _answer(self, frames: tuple[Frame, ...], request: Request, limits: Limits) -> Any:
-        """The model's result from the returned frames."""
-        found = {frame.name: frame for frame in frames}
-        leaves: list[Any] = []
-        for leaf in self.graph.outputs:
-            if leaf.kind == "value":
-                leaves.append(leaf.value)
-            elif leaf.kind == "size":
-                leaves.append(request.sizes[leaf.name])
-            elif leaf.name in found:
-                leaves.append(found[leaf.name].decode(limits, copy=True))
-            elif leaf.name in request.tensors:
-                leaves.append(request.tensors[leaf.name])
-            else:
-                raise PlanError(f"no stage returned '{leaf.name}'")
-        return pytree.tree_unflatten(leaves, self.graph.out_spec)
-
 
 class LocalPipeline(Pipeline):
     """All stages in this process, on the caller's thread."""
 
     limits = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38)  # nothing here comes from outside
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
-        super().__init__(graph, plan)
+    def __init__(self, graph: Graph, plan: Plan, *, slowdown: float = 1.0) -> None:
+        """`slowdown` stretches the work, where this process stands for a slower machine."""
+        super().__init__(graph, plan, slowdown=slowdown)
         last = len(self.stages) - 1
         self.runners = [
             StageRunner(
                 [[part if isinstance(part, Stage) else LocalBlock(part) for part in within] for within in parts],
                 route, name=planned.name, tier=planned.tier, last=index == last, limits=self.limits,
+                slowdown=slowdown,
             )
             for index, (parts, route, planned) in enumerate(zip(self.stages, self.routes, plan.stages, strict=True))
         ]  # fmt: skip
@@ -174,7 +109,7 @@ class LocalPipeline(Pipeline):
         ends = [place for place, runner in enumerate(runners) if runner.route.exits] if len(runners) < len(self.runners) else []
         alone = ends[-1] if ends else -1
         start = time.perf_counter()
-        request = self._request(args, kwargs)
+        request = self.request(args, kwargs)
         data, spans, sender = request.data, request.spans, ("source", self.plan.tiers[0])
         results: list[Frame] = []
         pieces = [0] * (len(runners) + 1)  # bytes that went ahead to each stage
@@ -187,7 +122,7 @@ class LocalPipeline(Pipeline):
             if step.onward is None:
                 break
             data = step.onward
-        answer = self._answer(tuple(results), request, self.limits)
+        answer = self.answer(tuple(results), request, self.limits)
         return answer, Trace(step.request.request_id, time.perf_counter() - start, spans, step.exit, step.degraded)
 
     def _crossed(self, stage: str, tier: str, following: str, nbytes: int) -> tuple[Span, ...]:

@@ -41,6 +41,10 @@ class Step:
     """When the first tensor that goes in pieces began to be encoded, on the clock of the spans; None where there is none."""
 
 
+_MOST_TAKEN = 1 << 16
+"""Attempts that a stage remembers: more than can wait anywhere at once, and some 10 MB."""
+
+
 def _nowhere(data: bytes) -> None:
     """The default of a stage that sends nothing in pieces."""
     raise PacketError(f"a piece of {len(data)} bytes has nowhere to go")
@@ -73,6 +77,7 @@ class StageRunner:
         self.name, self.route, self.tier, self.last, self.host = name, route, tier, last, host
         self.parts = [tuple(within) for within in parts]
         self.device, self.slowdown, self.limits = device, slowdown, limits
+        self._taken: dict[tuple[str, int], None] = {}
 
     @property
     def weight_nbytes(self) -> int:
@@ -103,6 +108,7 @@ class StageRunner:
             raise RequestTimeout(f"the request expired in the queue of stage '{self.name}'; {left_s:.3f} s were left on arrival")
         if packet.kind is not Kind.REQUEST:
             raise PacketError(f"a stage takes requests; got a packet of kind {packet.kind.name}")
+        self._take_once(packet)
         recorder = Recorder(self.name, self.tier, self.slowdown)
         with recorder.span("decode"):
             tensors = {name: self._take(packet, name) for name in self.route.decodes if name not in self.route.streamed}
@@ -130,6 +136,17 @@ class StageRunner:
             meta = {**packet.meta, "left_s": left_s - (time.monotonic() - received_s)}
             onward = Packet(Kind.REQUEST, packet.request_id, frames + passed, packet.attempt, packet.sizes, meta).pack()
         return Step(packet, left_s, onward, results, spans, streaming_since_s=since_s)
+
+    def _take_once(self, packet: Packet) -> None:
+        """Raise PacketError for an attempt that was taken before: each is answered once."""
+        key = packet.request_id, packet.attempt
+        if key in self._taken:
+            raise PacketError(
+                f"attempt {packet.attempt} of request {packet.request_id:.40} was taken before; a new attempt needs a new number"
+            )
+        if len(self._taken) >= _MOST_TAKEN:
+            del self._taken[next(iter(self._taken))]
+        self._taken[key] = None
 
     def _take(self, packet: Packet, name: str) -> Tensor:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -21,13 +21,13 @@ from torch import Tensor
 from splitinfer import codecs
 from splitinfer.codecs.block import ALIGNMENT
 from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
-from splitinfer.errors import CodecError, PacketError, RequestTimeout
+from splitinfer.errors import CodecError, PacketError, RequestTimeout, SplitinferError
 from splitinfer.overlap import Piece
 
 PIECE_NBYTES = 1 << 18
 """Of a tensor before it is encoded: 256 KiB take a codec about a millisecond, much longer than a call."""
 _MOST_PIECES = 16
-_MOST_STREAMS = 256
+_MOST_DIMS = 64  # as many as an encoded tensor may have
 
 
 def pieces_of(tensor: Tensor) -> tuple[int, list[int]]:
@@ -74,7 +74,7 @@ def timed_pieces(name: str, tensor: Tensor, codec: str) -> tuple[Piece, ...]:
     return tuple(made)
 
 
-_OWN = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38)  # what this process has just encoded
+_OWN = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38, held_nbytes=1 << 40)  # what this process has just encoded
 
 
 def _stretch(since: float, slowdown: float) -> None:
@@ -100,7 +100,8 @@ class _Place:
         shape, left_s = meta.get("shape"), meta.get("left_s")
         numbers = [meta.get(key) for key in ("piece", "of", "dim", "start")]
         sizes = shape if isinstance(shape, list) else [None]
-        if not all(_natural(number) for number in [*numbers, *sizes]) or not isinstance(left_s, int | float) or not left_s >= 0:
+        natural = len(sizes) <= _MOST_DIMS and all(_natural(number) for number in [*numbers, *sizes])
+        if not natural or not isinstance(left_s, int | float) or not left_s >= 0:
             raise PacketError(f"malformed piece: it says {dict(meta)!s:.200}")
         index, count, dim, start = (int(number or 0) for number in numbers)
         if not index < count <= _MOST_PIECES or (dim >= len(sizes) and (count, dim) != (1, 0)):
@@ -115,37 +116,59 @@ def _natural(value: object) -> bool:
 class _Stream:
     """One tensor that arrives; its pieces come in any order."""
 
-    def __init__(self) -> None:
+    def __init__(self, until_s: float) -> None:
         self.tensor: Future[Tensor] = Future()
         self.seen: set[int] = set()
-        self.placed = 0
+        self.waiting: dict[int, tuple[_Place, Packet]] = {}
+        """Pieces that are not yet decoded."""
         self.whole: Tensor | None = None
-        self.until_s = 0.0
+        self.division: tuple[int, int, tuple[int, ...]] | None = None
+        self.runs: list[tuple[int, int]] = []
+        """Start and end of each decoded piece, along the dimension of the division."""
+        self.nbytes = 0
+        """Memory of all that."""
+        self.until_s = until_s
 
-    def put(self, place: _Place, part: Tensor, limits: Limits) -> None:
-        """A decoded piece; raises CodecError where it does not fit the others."""
+    def clear(self) -> None:
+        """Nobody asks for it any more."""
+        self.waiting.clear()
+        self.whole, self.nbytes = None, 0
+
+    def put(self, place: _Place, part: Tensor, limits: Limits, grow: Callable[[int], None]) -> Tensor | None:
+        """A decoded piece; the tensor, if it is the last. Raises CodecError where it does not fit the others, and what `grow` raises."""
         if place.count == 1:
-            self.tensor.set_result(part)
-            return
-        if self.whole is None:
-            nbytes = prod(place.shape) * part.element_size()
+            grow(part.untyped_storage().nbytes())
+            return part
+        whole, division = self.whole, (place.count, place.dim, place.shape)
+        if whole is None:
+            nbytes = prod(max(size, 1) for size in place.shape) * part.element_size()
             if nbytes > limits.tensor_nbytes:
                 raise CodecError(f"a tensor of {nbytes} bytes; the limit is {limits.tensor_nbytes}")
-            self.whole = torch.empty(place.shape, dtype=part.dtype)
+            grow(nbytes)
+            whole = self.whole = torch.empty(place.shape, dtype=part.dtype)
+            self.division = division
         end = place.start + part.shape[place.dim] if part.dim() == len(place.shape) else 0
         expected = (*place.shape[: place.dim], end - place.start, *place.shape[place.dim + 1 :])
-        if self.whole.shape != place.shape or self.whole.dtype != part.dtype or part.shape != expected or end > place.shape[place.dim]:
+        if self.division != division or whole.dtype != part.dtype or part.shape != expected or end > place.shape[place.dim]:
             raise CodecError(
                 f"piece {place.index} is {tuple(part.shape)} of {part.dtype} at {place.start}; that does not fit {place.shape}"
             )
-        self.whole.narrow(place.dim, place.start, end - place.start).copy_(part)
-        self.placed += part.shape[place.dim]
-        if len(self.seen) == place.count and self.placed == place.shape[place.dim]:
-            self.tensor.set_result(self.whole)
+        whole.narrow(place.dim, place.start, end - place.start).copy_(part)
+        self.runs.append((place.start, end))
+        if len(self.runs) < place.count:
+            return None
+        starts, ends = zip(*sorted(self.runs), strict=True)
+        if (*starts, place.shape[place.dim]) != (0, *ends):  # what no piece filled holds whatever this process had there
+            raise CodecError(f"its pieces {sorted(self.runs)} do not fit each other")
+        return whole
 
 
 class Streams:
-    """Tensors that arrive in pieces at one stage. `put` is called where packets arrive, `take` by who computes."""
+    """Tensors that arrive in pieces at one stage. `put` is called where packets arrive, `take` by who computes.
+
+    What waits is bounded by `limits.held` tensors and `limits.held_nbytes`, beside the one piece that is being decoded; it goes
+    when its deadline is over.
+    """
 
     def __init__(self, limits: Limits, threads: int = 1, slowdown: float = 1.0) -> None:
         self.limits, self.slowdown = limits, slowdown
@@ -157,51 +180,84 @@ class Streams:
     def put(self, packet: Packet, *, now: bool = False) -> None:
         """One piece, decoded here and `now` or in a thread of its own.
 
-        Raises PacketError for a malformed one, or where too many tensors are under way.
+        Raises PacketError for a malformed one, or where too many tensors are under way; too large a sum fails its tensor, too.
         """
         if packet.kind is not Kind.PIECE or len(packet.frames) != 1:
             raise PacketError(f"a piece is one frame; got a packet of kind {packet.kind.name} with {len(packet.frames)}")
-        place, (frame,) = _Place.of(packet.meta), packet.frames
-        stream = self._stream(packet, frame.name, place.left_s)
-        if place.index in stream.seen:
-            return  # it came twice
-        stream.seen.add(place.index)
+        place = _Place.of(packet.meta)
+        with self._lock:
+            until_s = time.monotonic() + min(place.left_s, self.limits.held_s)
+            stream = self._stream(packet, packet.frames[0].name, until_s)
+            if place.index in stream.seen or stream.tensor.done():
+                return  # it came twice, or too late
+            try:
+                self._grow(stream, packet.held_nbytes)
+            except PacketError as error:
+                self._fail(stream, packet, error)
+                raise
+            stream.until_s = max(stream.until_s, until_s)
+            stream.seen.add(place.index)
+            stream.waiting[place.index] = place, packet
         if now:
-            self._decode(stream, place, frame)
+            self._decode(stream, place.index)
         else:
-            self._decoder.submit(self._decode, stream, place, frame)
+            self._decoder.submit(self._decode, stream, place.index)
 
     def take(self, packet: Packet, name: str, left_s: float) -> Tensor:
         """A tensor of this request, once its last piece is decoded. Raises RequestTimeout, or PacketError for damaged pieces."""
-        stream = self._stream(packet, name, left_s)
+        with self._lock:
+            stream = self._stream(packet, name, time.monotonic() + left_s)
+            stream.until_s = time.monotonic() + left_s
         try:
             return stream.tensor.result(min(left_s, threading.TIMEOUT_MAX))
         except TimeoutError:
             raise RequestTimeout(f"the pieces of tensor '{name}' did not arrive within {left_s:.3f} s") from None
-        except CodecError as error:
-            raise PacketError(f"tensor '{name}': {error}") from error
         finally:
             with self._lock:
+                stream.clear()
                 self._streams.pop((packet.request_id, packet.attempt, name), None)
 
-    def _stream(self, packet: Packet, name: str, left_s: float) -> _Stream:
-        now = time.monotonic()
-        key = packet.request_id, packet.attempt, name
-        with self._lock:
-            if key not in self._streams:
-                self._streams = {one: stream for one, stream in self._streams.items() if stream.until_s > now}
-                if len(self._streams) >= _MOST_STREAMS:
-                    raise PacketError(f"{len(self._streams)} tensors are arriving in pieces; the limit is {_MOST_STREAMS}")
-                self._streams[key] = _Stream()
-            stream = self._streams[key]
-            stream.until_s = max(stream.until_s, now + left_s)
-        return stream
+    def _stream(self, packet: Packet, name: str, until_s: float) -> _Stream:
+        """The stream of a tensor, new or not; those whose deadline is over go."""
+        now, key = time.monotonic(), (packet.request_id, packet.attempt, name)
+        for late in [one for one, stream in self._streams.items() if stream.until_s <= now and one != key]:
+            self._streams.pop(late).clear()
+        if key not in self._streams:
+            self.limits.admit("tensors that arrive in pieces", len(self._streams) + 1, 0)
+            self._streams[key] = _Stream(until_s)
+        return self._streams[key]
 
-    def _decode(self, stream: _Stream, place: _Place, frame: Frame) -> None:
+    def _grow(self, stream: _Stream, nbytes: int) -> None:
+        """Book memory of a stream. Raises PacketError where it is too much."""
+        total = sum(held.nbytes for held in self._streams.values())
+        self.limits.admit("tensors that arrive in pieces", len(self._streams), total + nbytes)
+        stream.nbytes += nbytes
+
+    def _fail(self, stream: _Stream, packet: Packet, error: Exception) -> None:
+        """Whoever waits for the tensor gets the error, but not its stack, which would keep the pieces in memory."""
+        if not stream.tensor.done():
+            reason = str(error) if isinstance(error, SplitinferError) else f"{type(error).__name__}: {error}"
+            stream.tensor.set_exception(PacketError(f"tensor '{packet.frames[0].name}': {reason}"))
+            stream.clear()
+
+    def _decode(self, stream: _Stream, index: int) -> None:
+        with self._lock:
+            if index not in stream.waiting:
+                return  # nobody asks for it any more
+            place, packet = stream.waiting.pop(index)
+            stream.nbytes -= packet.held_nbytes
         begun = time.perf_counter()
+
+        def grow(nbytes: int) -> None:
+            with self._lock:
+                self._grow(stream, nbytes)
+
         try:
-            if not stream.tensor.done():
-                stream.put(place, frame.decode(self.limits, copy=place.count == 1), self.limits)
+            whole = stream.put(place, packet.frames[0].decode(self.limits, copy=place.count == 1), self.limits, grow)
+            with self._lock:
+                if whole is not None and not stream.tensor.done():
+                    stream.tensor.set_result(whole)
         except Exception as error:  # whoever waits for the tensor gets it
-            stream.tensor.set_exception(error)
+            with self._lock:
+                self._fail(stream, packet, error)
         _stretch(begun, self.slowdown)

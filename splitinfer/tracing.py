@@ -47,7 +47,9 @@ class Trace:
     exit: str = ""
     """The head whose answer this is; empty where the whole model answered."""
     degraded: bool = False
-    """Whether the head was not sure enough, but nothing behind it could be asked."""
+    """Whether the first tier answered alone because nobody else could be asked."""
+    answered_by: str = ""
+    """The plan of a family that answered, or what the first tier answered with alone; empty where there was no choice."""
 
     def seconds(self, kind: str) -> float:
         """Seconds spent on one kind of work."""
@@ -74,7 +76,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        how = {"exit": self.exit, "degraded": self.degraded}
+        how = {"exit": self.exit, "degraded": self.degraded, "answered_by": self.answered_by}
         return {"request_id": self.request_id, "total_s": self.total_s, **how, "spans": [asdict(span) for span in self.spans]}
 
     def to_chrome(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class TestTable:
         sent = []
         pipeline = Pipeline.local(graph, Plan.by_hand(graph, halves(graph, tensor), codecs={tensor: "int8"}))
         for image in images[:30]:
-            first = pipeline.runners[0].run(pipeline._request((image[None],), {}).data)
+            first = pipeline.runners[0].run(pipeline.request((image[None],), {}).data)
             sent.append(len(first.onward))
         header = len(first.onward) - table_bytes(graph, tensor, images[29][None])
         assert sum(sent) / len(sent) == pytest.approx(table.rows[tensor]["int8"].nbytes + header, abs=1)

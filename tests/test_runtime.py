@@ -16,10 +16,11 @@ from torch import nn
 from cluster.launch import TIER_LABEL, LocalCluster
 from cluster.topology import Topology
 from splitinfer import Pipeline, capture, deploy, plan, profile, zoo
-from splitinfer.codecs.packet import Kind, Packet
-from splitinfer.errors import DeployError, InputError, PlanError, RequestTimeout, StageError
+from splitinfer.codecs.packet import Kind, Limits, Packet
+from splitinfer.errors import Closed, DeployError, InputError, Overloaded, PlanError, RequestTimeout, StageError, StageLost
 from splitinfer.plans import Plan, PlannedBlock
 from splitinfer.routing import routes
+from splitinfer.runtime import placement
 from splitinfer.shards import apportion, plan_blocks, units
 from splitinfer.verify import balanced_stages, compare
 
@@ -125,7 +126,7 @@ links:
             for answer, trace in (pipeline.traced(*graph.example[0], **graph.example[1]) for _ in range(2)):
                 assert compare(leaves(expected), leaves(answer)) == (0.0, True)
                 assert trace.seconds("exchange") > 0
-            assert sorted(pipeline.groups[0].used) == [place for place, share in enumerate(shares) if share and place]
+            assert sorted(pipeline.deployment.workers[0]) == [place for place, share in enumerate(shares) if share and place]
 
     def test_the_share_of_a_killed_worker_goes_to_the_others(self, cluster):
         graph, plan = self.planned((2, 1, 1))
@@ -133,15 +134,15 @@ links:
         expected = Pipeline.local(graph, plan)(*args, **kwargs)
         with deploy(graph, plan, self.TOPOLOGY, cluster=cluster) as pipeline:
             pipeline(*args, **kwargs)
-            (group,) = pipeline.groups.values()
+            (group,), workers = pipeline.packer.groups.values(), pipeline.deployment.workers
             for left in (1, 0):  # one worker is killed, then the other: the tier's own machine answers alone
-                victim = ray.get(group.workers[max(group.workers)].info.remote())["pid"]
+                victim = ray.get(workers[0][max(workers[0])].info.remote())["pid"]
                 futures = [pipeline.submit(*args, **kwargs) for _ in range(4)]
                 os.kill(victim, signal.SIGKILL)
                 futures += [pipeline.submit(*args, **kwargs) for _ in range(2)]
                 for future in futures:
                     assert compare(leaves(expected), leaves(future.result()))[0] < 1e-4
-                assert len(group.workers) == left
+                assert len(workers[0]) == left
             assert group.planned.blocks[0].shares[1:] == (0, 0)
 
     def test_a_plan_for_other_machines_is_refused(self, cluster):
@@ -298,8 +299,8 @@ class TestOneDeployment:
     @pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: b"", lambda p: p[:40] + bytes([p[40] ^ 1]) + p[41:]])
     def test_a_damaged_packet_gets_an_error_packet_back(self, running, damage):
         pipeline, _, args = running
-        whole = pipeline._request(args, {}).data
-        answer, _ = ray.get(pipeline.actors[0].handle.remote(damage(whole)))
+        whole = pipeline.request(args, {}).data
+        answer, _ = ray.get(pipeline.deployment.actors[0].handle.remote(damage(whole)))
         packet = Packet.unpack(answer)
         assert packet.kind is Kind.ERROR
         assert packet.meta["type"] == "PacketError"
@@ -330,14 +331,71 @@ class TestFailures:
             assert "index_select" in caught.value.remote_traceback or "embedding" in caught.value.remote_traceback
             assert pipeline(index).shape == (2, 8)  # the next request is served
 
-    def test_a_killed_stage_is_an_error_and_not_a_hang(self, cluster):
+    def test_killed_stages_are_loaded_again_and_requests_under_way_answered(self, cluster):
         model, args, _ = zoo.digits()
         graph = capture(model, args)
-        with deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster, timeout_s=30) as pipeline:
-            pipeline(*args)
+        with deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster) as pipeline, torch.no_grad():
+            for stage in pipeline.info()[:2]:
+                futures = [pipeline.start(*args) for _ in range(4)]
+                os.kill(stage["pid"], signal.SIGKILL)
+                futures += [pipeline.start(*args) for _ in range(4)]
+                answers = [future.result() for future in futures]
+                assert all(torch.equal(answer, model(*args)) for answer, _ in answers)
+                assert len({trace.request_id for _, trace in answers}) == 8
+            assert {stage["pid"] for stage in pipeline.info()}.isdisjoint({stage["pid"] for stage in pipeline.started[:2]})
+
+    def test_a_request_of_a_model_with_state_is_not_tried_again(self, cluster):
+        model = made(odd_models.Counter)
+        x = torch.randn(3, 4)
+        graph = capture(model, (x,))
+        order = list(graph.layers)
+        with deploy(graph, Plan.by_hand(graph, [order[:2], order[2:]], TIERS[:2]), TOPOLOGY, cluster=cluster, timeout_s=30) as pipeline:
+            pipeline(x)
             os.kill(pipeline.info()[1]["pid"], signal.SIGKILL)
-            with pytest.raises(StageError, match=r"behind stage0.*Actor"):
+            with pytest.raises(StageLost, match=r"stage 'behind stage0' is lost: .*Actor"):
+                pipeline(x)
+
+    def test_what_is_too_much_is_refused_and_what_was_taken_is_answered(self, cluster):
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        with deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster, most_in_flight=3) as pipeline, torch.no_grad():
+            futures = [pipeline.submit(*args) for _ in range(3)]
+            with pytest.raises(Overloaded, match=r"3 requests are under way; the limit is 3"):
+                pipeline.submit(*args)
+            assert pipeline.drain()
+            assert all(future.done() and torch.equal(future.result(), model(*args)) for future in futures)
+            with pytest.raises(Closed, match="takes no more requests"):
                 pipeline(*args)
+
+    def test_a_stage_holds_no_more_than_its_limits(self, cluster):
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        with deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster, limits=Limits(held=2)) as pipeline, torch.no_grad():
+            futures = [pipeline.submit(*args) for _ in range(12)]
+            refused = [future for future in futures if isinstance(future.exception(), Overloaded)]
+            assert 0 < len(refused) < 12
+            assert "the limits are 2 and" in str(refused[0].exception())
+            assert all(torch.equal(future.result(), model(*args)) for future in futures if future not in refused)
+
+    def test_an_attempt_is_answered_once(self, cluster):
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        with deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster) as pipeline:
+            data = pipeline.request(args, {}).data
+            kinds = [Packet.unpack(ray.get(pipeline.deployment.actors[0].handle.remote(data))[0]) for _ in range(2)]
+            assert kinds[0].kind is Kind.RESPONSE
+            assert "was taken before" in kinds[1].meta["message"]
+
+    def test_nodes_of_different_versions_are_refused(self, cluster, monkeypatch):
+        model, args, _ = zoo.digits()
+        graph = capture(model, args)
+        said = [{"tier": tier, "versions": {"torch": version}} for tier, version in (("device", "2.13"), ("cloud", "2.12"))]
+        monkeypatch.setattr(placement.Deployment, "_load", lambda self, place: said[min(place, 1)])
+        with (
+            pytest.raises(DeployError, match=r"different versions of torch: 2\.13 on 'device', 2\.12 on 'cloud'; install"),
+            deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster),
+        ):
+            pass
 
     def test_a_request_past_its_deadline(self, cluster):
         model, args, _ = zoo.digits()
@@ -368,7 +426,7 @@ links: [{between: [device, cloud], up: 1 Mbps, latency: 20 s}]
         other = capture(model, (torch.cat([args[0]] * 2),))
         with pytest.raises(PlanError, match="Plan again"):
             deploy(other, in_three(graph), TOPOLOGY, cluster=cluster)
-        with pytest.raises(DeployError, match="inside its 'with' block"):
+        with pytest.raises(Closed, match="inside its 'with' block"):
             deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster)(*args)
 
     @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from splitinfer import codecs
 from splitinfer.codecs.base import Codec
-from splitinfer.codecs.block import ALIGNMENT, DEFAULT_LIMIT_NBYTES, Buffer
-from splitinfer.errors import PacketError
+from splitinfer.codecs.block import ALIGNMENT, DEFAULT_LIMIT_NBYTES, Buffer, Header
+from splitinfer.errors import CodecError, PacketError
 
 MAGIC = b"SPLI"
 VERSION = 1
@@ -40,6 +40,8 @@ _PREFIX = struct.Struct("<4sBBHIQI")  # 24 bytes
 _CHECKSUM = struct.Struct("<Q")
 _START = _PREFIX.size + _CHECKSUM.size
 _FIELDS = {"id", "try", "sizes", "frames", "meta"}
+_LONGEST_NAME = 1024
+_HEADER_FACTOR = 128  # two bytes of msgpack, a map with one key, make a dictionary of 184
 
 
 class Kind(IntEnum):
@@ -69,6 +71,20 @@ class Limits:
     tensor_nbytes: int = DEFAULT_LIMIT_NBYTES
     """Each decoded tensor: 1 GiB."""
     frames: int = 1 << 16
+    held: int = 4096
+    """What waits in one place: tensors that arrive in pieces, messages of a block."""
+    held_nbytes: int = 1 << 32
+    """The memory of it, encoded and decoded: 4 GiB, twice what the largest tensor needs that arrives in pieces."""
+    held_s: float = 600.0
+    """How long one of them waits at most: 10 minutes. Raise it where requests are given longer than that."""
+
+    def admit(self, what: str, number: int, nbytes: int) -> None:
+        """Raise PacketError where so many, or so many bytes, may not wait in one place."""
+        if number > self.held or nbytes > self.held_nbytes:
+            raise PacketError(
+                f"{what}: {number} would wait and take {nbytes} bytes; the limits are {self.held} and {self.held_nbytes} bytes. "
+                "Ask less at once, or raise Limits.held and Limits.held_nbytes"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,13 @@ class Frame:
         """The tensor. Raises CodecError where the bytes do not hold one within `limits`."""
         data = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
         return codecs.get(self.codec).decode(data, limit_nbytes=limits.tensor_nbytes, copy=copy)
+
+    def decoded_nbytes(self, limits: Limits) -> int:
+        """Bytes of the tensor, read off its header; 0 where `decode` refuses it."""
+        try:
+            return Header.unpack(self.parts[0] if self.parts else b"", limits.tensor_nbytes)[0].nbytes
+        except CodecError:
+            return 0
 
     @property
     def nbytes(self) -> int:
@@ -114,6 +137,9 @@ class Packet:
     """Values of the dynamic dimensions that later stages need, by the name of the node that computes them."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Small msgpack values: the seconds left for a request, the description of an error."""
+    held_nbytes: int = field(default=0, compare=False)
+    """Memory that it takes as it came, at most: all its bytes, which any of its frames keeps, and what its header is as Python
+    objects. 0 for a packet that was made here."""
 
     def frame(self, name: str) -> Frame:
         """The frame of this tensor. Raises PacketError where there is none."""
@@ -143,6 +169,7 @@ class Packet:
         """The packet; its frames are views into `data`. Raises PacketError, which says what is wrong."""
         view = memoryview(data).cast("B")
         kind, header_nbytes = _checked_prefix(view, limits)
+        held_nbytes = len(view) + _HEADER_FACTOR * header_nbytes
         frames_at = _START + header_nbytes + -header_nbytes % ALIGNMENT
         request_id, attempt, sizes, table, meta = _checked_header(view[_START : _START + header_nbytes])
         if len(table) > limits.frames:
@@ -157,7 +184,7 @@ class Packet:
             raise PacketError("two frames bear the same name")
         if frames_at != len(view):
             raise PacketError(f"the frames end at byte {frames_at}, the packet at {len(view)}")
-        return Packet(kind, request_id, tuple(frames), attempt, sizes, meta)
+        return Packet(kind, request_id, tuple(frames), attempt, sizes, meta, held_nbytes)
 
 
 def _checked_prefix(view: memoryview, limits: Limits) -> tuple[Kind, int]:
@@ -204,6 +231,9 @@ def _checked_header(data: memoryview) -> tuple[str, int, dict[str, Any], list[Se
     )
     if not good:
         raise PacketError("malformed header: a field has the wrong type")
+    longest = max(map(len, (request_id, *(row[0] for row in table))))
+    if longest > _LONGEST_NAME:  # names are kept while a tensor arrives, after its packets are gone
+        raise PacketError(f"a name of {longest} characters; the limit is {_LONGEST_NAME}")
     return request_id, attempt, sizes, table, meta
 
 

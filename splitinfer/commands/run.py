@@ -1,9 +1,10 @@
-"""``splitinfer run``: run a plan on Ray."""
+"""``splitinfer run``: run a plan, or a family of plans, on Ray."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,19 @@ from splitinfer.commands.common import (
 if TYPE_CHECKING:
     from cluster.topology import Topology
     from splitinfer.plans import Plan
+    from splitinfer.runtime.serve import RunReport
+    from splitinfer.runtime.serve_family import FamilyReport
 
 
 def add(table: Any) -> None:
     """Declare the command."""
-    added = command(table, "run", run, "run a plan on Ray, on this machine")
+    added = command(table, "run", run, "run a plan, or a family of plans, on Ray")
     model_arguments(added)
     learned_argument(added)
-    added.add_argument("--plan", type=Path, required=True, metavar="JSON")
+    what = added.add_mutually_exclusive_group(required=True)
+    what.add_argument("--plan", type=Path, metavar="JSON")
+    what.add_argument("--family", type=Path, metavar="DIR", help="plans of 'splitinfer plan --family': keep answering while machines die")
+    added.add_argument("--cluster", metavar="NAME", help="of 'splitinfer cluster up' (default: nodes on this machine, for this run)")
     added.add_argument("--topology", type=Path, metavar="YAML", help="other tiers and links than those that the plan was made for")
     added.add_argument("--requests", type=positive, default=10, help="requests with the sample input (default 10)")
     added.add_argument("--in-flight", type=positive, default=1, help="requests under way at once (default 1)")
@@ -37,7 +43,14 @@ def add(table: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run a plan on Ray."""
+    """Run a plan, or a family of plans."""
+    report = _family(options) if options.family else _plan(options)
+    emit(report.to_dict()) if options.json else print(report)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> RunReport:
+    from cluster import lifecycle, state
     from splitinfer.plans import Plan
     from splitinfer.runtime.serve import run_requests
     from splitinfer.tracing import chrome_trace
@@ -45,11 +58,24 @@ def run(options: argparse.Namespace) -> int:
     plan = Plan.load(options.plan)
     topology = named_topology(options) or _planned_topology(plan)
     graph = captured_with_learned(options, plan)[1]
-    report = run_requests(graph, plan, topology, options.requests, options.in_flight, progress=watched(options))
+    with lifecycle.connected(state.load(options.cluster)) if options.cluster else nullcontext():
+        report = run_requests(graph, plan, topology, options.requests, options.in_flight, progress=watched(options))
     if options.trace:
         save(json.dumps(chrome_trace(report.traces)), options.trace)
-    emit(report.to_dict()) if options.json else print(report)
-    return 0
+    return report
+
+
+def _family(options: argparse.Namespace) -> FamilyReport:
+    from splitinfer.errors import UsageError
+    from splitinfer.family import load_family
+    from splitinfer.runtime.serve_family import run_family
+
+    if options.trace:
+        raise UsageError("--trace shows the requests of one plan; give --plan")
+    plans = load_family(options.family)
+    topology = named_topology(options) or _planned_topology(plans[0])
+    graph = captured_with_learned(options, plans[0])[1]
+    return run_family(graph, plans, topology, options.requests, options.in_flight, cluster=options.cluster, progress=watched(options))
 
 
 def _planned_topology(plan: Plan) -> Topology:

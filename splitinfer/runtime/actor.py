@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,36 +32,18 @@ from ray.exceptions import RayError
 
 from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
-from splitinfer.codecs.packet import Kind, Limits, Packet
-from splitinfer.errors import PacketError, RequestTimeout, StageError
+from splitinfer import __version__
+from splitinfer.codecs.packet import Kind, Packet
+from splitinfer.errors import Overloaded, PacketError, RequestTimeout, StageLost
 from splitinfer.groups import HOST, Mailbox, Worker
 from splitinfer.memory import keep_freed_memory, private_nbytes
 from splitinfer.parts import load_parts
-from splitinfer.routing import Route
 from splitinfer.runner import StageRunner, Step
 from splitinfer.runtime.errors import error_packet
-from splitinfer.runtime.worker import Courier, GroupConfig, Rate, receives
+from splitinfer.runtime.shipment import Rate, StageConfig
+from splitinfer.runtime.worker import Courier, gathered, receives
+from splitinfer.store import FileStore
 from splitinfer.tracing import Span, pack_spans
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """What an actor needs beside its stage."""
-
-    name: str
-    tier: str
-    route: Route
-    last: bool
-    device: str
-    threads: int
-    slowdown: float
-    up: tuple[Rate, ...]
-    """Emulated links to the next stage; empty where the link is real or the tier the same."""
-    down: tuple[Rate, ...]
-    """Emulated links back to the previous stage or the caller."""
-    limits: Limits
-    group: GroupConfig | None = None
-    """The machines that share some of its layers, where there are any."""
 
 
 class Sender:
@@ -98,14 +81,30 @@ class StageActor:
         self.courier = Courier(config.group, self.mailbox) if config.group else None
         self.runner: StageRunner | None = None
         self.passed: dict[tuple[str, int], Span] = {}
+        self.store = FileStore()
+        self.waiting, self.waiting_nbytes = 0, 0
 
-    async def load(self, parts: bytes, *files: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Build the stage, once the request at hand is done, from its parts and their files; says what this process is."""
+    async def missing(self, digests: Sequence[str]) -> list[str]:
+        """Which of these files its machine does not have."""
+        return self.store.missing(digests)
+
+    async def load(self, parts: bytes, digests: Sequence[str], sent: Sequence[str], *files: npt.NDArray[np.uint8]) -> dict[str, Any] | None:
+        """Build the stage, once the request at hand is done, from its parts and their files; says what this process is.
+
+        `files` are those named by `sent`; the others must lie on this machine. None where one does not.
+        """
         loop = asyncio.get_running_loop()
-        self.runner = await loop.run_in_executor(self.worker, self._runner, parts, [data.data for data in files])
+        build = partial(self._runner, parts, digests, dict(zip(sent, (file.data for file in files), strict=True)))
+        runner = await loop.run_in_executor(self.worker, build)
+        if runner is None:
+            return None
+        self.runner = runner
         return self.info()
 
-    def _runner(self, parts: bytes, files: list[memoryview]) -> StageRunner:
+    def _runner(self, parts: bytes, digests: Sequence[str], sent: Mapping[str, memoryview]) -> StageRunner | None:
+        files = gathered(self.store, digests, sent)
+        if files is None:
+            return None
         config, host = self.config, None
         if self.courier is not None and config.group is not None:
             host = Worker(HOST, config.group.codec, self.courier.send, self.mailbox, config.slowdown)
@@ -127,6 +126,27 @@ class StageActor:
         """Name the actor that runs the next stage."""
         self.next = following
 
+    async def is_loaded(self) -> bool:
+        """Whether it has its layers; False right after a start."""
+        return self.runner is not None
+
+    async def ping(self, timeout_s: float) -> tuple[int, str]:
+        """How many stages from this one on can work, by way of each other, and why the one behind them cannot."""
+        try:
+            if self.runner is None:
+                return 0, RESTARTED
+            if self.courier is not None:
+                await in_time(asyncio.gather(*(_awaited(peer.is_loaded.remote()) for peer in self.courier.handles.values())), timeout_s)
+        except (RayError, TimeoutError) as error:
+            return 0, first_line(error)
+        if self.next is None:
+            return 1, ""
+        try:
+            reached, why = await in_time(self.next.ping.remote(0.8 * timeout_s), 0.8 * timeout_s)
+        except (RayError, TimeoutError) as error:
+            return 1, first_line(error)
+        return 1 + reached, why
+
     def info(self) -> dict[str, Any]:
         """Process, threads and memory; `links` says whether the paced links kept their rate."""
         return {
@@ -139,12 +159,17 @@ class StageActor:
             "empty_nbytes": self.empty_nbytes,
             "private_nbytes": private_nbytes(),
             "links": [s.path.report() for s in (self.up, self.down) if s.path.links],
+            "versions": {
+                "Python": ".".join(platform.python_version_tuple()[:2]),
+                "torch": torch.__version__.partition("+")[0],
+                "splitinfer": __version__,
+            },
         }
 
     @property
     def _ready(self) -> StageRunner:
         if self.runner is None:
-            raise StageError(self.config.name, "start", "the stage was not loaded")
+            raise StageLost(self.config.name, "process", RESTARTED)
         return self.runner
 
     async def feed(self, data: bytes) -> None:
@@ -170,8 +195,18 @@ class StageActor:
 
     async def handle(self, data: bytes) -> tuple[bytes, bytes]:
         """One request: the answer's packet, and the spans of this stage and all behind it."""
+        limits = self.config.limits
         try:
-            answer, spans = await self._handle(data, time.monotonic())
+            if self.waiting >= limits.held or self.waiting_nbytes + len(data) > limits.held_nbytes:
+                raise Overloaded(
+                    f"stage '{self.config.name}' holds {self.waiting} requests of {self.waiting_nbytes:,} bytes; the limits are "
+                    f"{limits.held} and {limits.held_nbytes:,}. Send more slowly"
+                )
+            self.waiting, self.waiting_nbytes = self.waiting + 1, self.waiting_nbytes + len(data)
+            try:
+                answer, spans = await self._handle(data, time.monotonic())
+            finally:
+                self.waiting, self.waiting_nbytes = self.waiting - 1, self.waiting_nbytes - len(data)
         except Exception as error:  # whatever fails goes back as an error packet: nothing is pickled, nothing hangs
             answer, spans = error_packet(error, self.config.tier).pack(), []
         return answer, msgpack.packb(spans)
@@ -214,6 +249,7 @@ class StageActor:
 
 
 _MOST_PASSED = 1000
+RESTARTED = "it was started again and has no layers yet"
 
 
 def _behind(sent: tuple[Span, ...], transfer: tuple[Span, ...]) -> tuple[Span, ...]:
@@ -227,15 +263,25 @@ def _behind(sent: tuple[Span, ...], transfer: tuple[Span, ...]) -> tuple[Span, .
 
 
 async def call_stage(actor: Any, data: bytes, left_s: float, caller: str) -> tuple[bytes, bytes]:
-    """Call a stage with a deadline. Raises RequestTimeout, or StageError where the stage's process is gone."""
+    """Call a stage with a deadline. Raises RequestTimeout, or StageLost where the stage's process is gone."""
     try:
-        answer, spans = await asyncio.wait_for(_awaited(actor.handle.remote(data)), max(left_s, 0.0))
+        answer, spans = await in_time(actor.handle.remote(data), left_s)
     except TimeoutError:
         raise RequestTimeout(f"no answer from behind {caller} before the deadline ({max(left_s, 0.0):.3f} s were left there)") from None
     except RayError as error:
-        first = str(error).strip().splitlines()[0]
-        raise StageError(f"behind {caller}", "process", f"{type(error).__name__}: {first}") from error
+        raise StageLost(f"behind {caller}", "process", first_line(error)) from error
     return answer, spans
+
+
+async def in_time(awaitable: Any, left_s: float) -> Any:
+    """What an object reference or a coroutine gives. Raises TimeoutError after `left_s`."""
+    return await asyncio.wait_for(_awaited(awaitable), max(left_s, 0.0))
+
+
+def first_line(error: BaseException, *, last: bool = False) -> str:
+    """An error of Ray's in one line: its kind, and the first or the last line of its text."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1 if last else 0]}" if lines[0] else type(error).__name__
 
 
 async def _awaited(reference: Any) -> Any:

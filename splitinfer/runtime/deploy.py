@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import logging
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
-import msgpack
-import numpy as np
 import ray
-from ray.exceptions import RayError
 
-from cluster.launch import TIER_LABEL, LocalCluster
-from cluster.topology import TierSpec, Topology
-from cluster.units import format_bytes
+from cluster.launch import LocalCluster
+from cluster.topology import Topology
 from splitinfer.codecs.packet import Kind, Limits, Packet
-from splitinfer.errors import DeployError, PlanError, Regrouped, WorkerLost
+from splitinfer.errors import Closed, Overloaded, Regrouped, StageLost, WorkerLost
+from splitinfer.front import DEFAULT_TIMEOUT_S, Request
 from splitinfer.graph import Graph
-from splitinfer.groups import HOST
 from splitinfer.memory import keep_freed_memory
-from splitinfer.parts import dump_parts, weight_nbytes
-from splitinfer.pipeline import DEFAULT_TIMEOUT_S, Pipeline, Request
+from splitinfer.pipeline import Pipeline
 from splitinfer.plans import Plan
-from splitinfer.runtime.actor import Sender, StageActor, StageConfig, call_stage
 from splitinfer.runtime.errors import raised
-from splitinfer.runtime.group import Group
-from splitinfer.runtime.worker import Rate
-from splitinfer.tracing import Trace, unpack_spans
+from splitinfer.runtime.packing import Packer, first_slowdown
+from splitinfer.runtime.placement import Deployment
+from splitinfer.tracing import Trace
 
-_START_TIMEOUT_S = 120.0  # a worker that imports torch needs 3 to 10 s on a busy machine
+_log = logging.getLogger(__name__)
+_RETRY_S = 0.25  # between looks for a process that Ray starts again, which takes some seconds
+MOST_IN_FLIGHT = 1000
 
 
 def deploy(
@@ -47,73 +42,40 @@ def deploy(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     paced: bool = True,
+    most_in_flight: int = MOST_IN_FLIGHT,
 ) -> RayPipeline:
     """Start the stages of a plan; a context manager that gives a Pipeline and leaves no process behind.
 
     Tiers whose topology names no node are emulated on this machine: declared links are paced, slower tiers stretch
     their measured work. With no `cluster` and no connection to Ray, a LocalCluster is started and stopped with it.
     `timeout_s` is each request's deadline. `paced` False leaves the links alone where real ones have the declared rates, as in
-    a testbed; slower tiers still stretch their work. Raises PlanError or DeployError, before anything is started where possible.
+    a testbed; slower tiers still stretch their work. A request above `most_in_flight` under way is refused with Overloaded.
+
+    A stage whose process ends is started again and the requests under way are tried again, until their deadline; a machine
+    that shares layers and ends is replaced by the others. Where whole machines come and go, use `resilient`.
+    Raises PlanError or DeployError, before anything is started where possible.
     """
-    return RayPipeline(graph, plan, topology, cluster=cluster, timeout_s=timeout_s, limits=limits, paced=paced)
+    return RayPipeline(
+        graph, plan, topology, cluster=cluster, timeout_s=timeout_s, limits=limits, paced=paced, most_in_flight=most_in_flight
+    )
 
 
 class RayPipeline(Pipeline):
-    """The stages as Ray actors. Enter it before calling it."""
+    """The stages as Ray actors. Enter it before calling it; leaving it waits for the requests under way."""
 
     def __init__(
         self, graph: Graph, plan: Plan, topology: Topology, *, cluster: LocalCluster | None, timeout_s: float, limits: Limits,
-        paced: bool = True,
+        paced: bool = True, most_in_flight: int = MOST_IN_FLIGHT,
     ) -> None:  # fmt: skip
-        self.topology, self.limits = topology, limits
-        tiers = [_tier(topology, stage.tier) for stage in plan.stages]
-        self.emulated = topology.emulated
-        self.paced = paced and self.emulated
-        super().__init__(graph, plan, slowdown=_slowdown(_tier(topology, plan.tiers[0]), self.emulated), timeout_s=timeout_s)
-        for tier, parts, planned in zip(tiers, self.stages, plan.stages, strict=True):
-            held = weight_nbytes(parts)
-            if tier.memory_bytes is not None and held > tier.memory_bytes:
-                raise DeployError(
-                    f"stage '{planned.name}' holds {format_bytes(held)} of weights; '{tier.name}' allows "
-                    f"{format_bytes(tier.memory_bytes)}. Plan again, or raise memory of tier '{tier.name}'."
-                )
-        self.groups = {
-            place: Group(graph, planned, tier, topology.peers(tier.name), parts)
-            for place, (planned, tier, parts) in enumerate(zip(plan.stages, tiers, self.stages, strict=True))
-            if planned.blocks
-        }
-        self.configs = self._configs(tiers)
-        self.actors: list[Any] = []
+        super().__init__(graph, plan, slowdown=first_slowdown(plan, topology), timeout_s=timeout_s)
+        self.topology, self.limits, self.most_in_flight = topology, limits, most_in_flight
+        self.packer = Packer(self, topology, limits, paced=paced)
+        self.deployment: Deployment | None = None
         self._cluster = cluster
         self._exit = contextlib.ExitStack()
         self._one_at_a_time = asyncio.Lock()
-        self._sharing = threading.Lock()
-
-    # -- what each actor is told
-
-    def _configs(self, tiers: Sequence[TierSpec]) -> list[StageConfig]:
-        names = [self.plan.tiers[0], *(stage.tier for stage in self.plan.stages)]
-        hops = [self._rates(one, two) for one, two in itertools.pairwise(names)]
-        last = len(tiers) - 1
-        return [
-            StageConfig(
-                self.plan.stages[index].name, tier.name, self.routes[index], index == last, tier.device, tier.threads,
-                _slowdown(tier, self.emulated),
-                up=hops[index + 1][0] if index < last else (), down=hops[index][1], limits=self.limits,
-                group=self.groups[index].config(HOST, self.paced) if index in self.groups else None,
-            )
-            for index, tier in enumerate(tiers)
-        ]
-
-    def _rates(self, one: str, two: str) -> tuple[tuple[Rate, ...], tuple[Rate, ...]]:
-        """The emulated links between two tiers of the plan's line, up and down, in the order of travel."""
-        if not self.paced or one == two:
-            return (), ()
-        line = list(self.plan.tiers)
-        start, end = line.index(one), line.index(two)
-        specs = [self.topology.link(a, b) for a, b in zip(line[start:end], line[start + 1 : end + 1], strict=True)]
-        up = tuple((spec.up_bytes_per_s, spec.latency_s) for spec in specs)
-        return up, tuple((spec.down_bytes_per_s, spec.latency_s) for spec in reversed(specs))
+        self._mending = threading.Lock()
+        self._open: set[Future[tuple[Any, Trace]]] = set()
 
     # -- life
 
@@ -127,68 +89,36 @@ class RayPipeline(Pipeline):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop the actors, and the cluster where it was started here."""
+        """Stop the actors, and the cluster where it was started here; the requests under way are waited for unless something failed."""
+        if kind is None:
+            self.drain()
         self._exit.close()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Take no more requests and wait for those under way; False where some are left after `timeout_s` (default: their own)."""
+        end_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        deployment, self._draining = self.deployment, True
+        for future in list(self._open):
+            with contextlib.suppress(Exception):  # it belongs to who asked
+                future.result(max(0.0, end_s - time.monotonic()))
+        return deployment is None or all(future.done() for future in self._open)
 
     def _start(self) -> None:
         keep_freed_memory()  # this process encodes the inputs
         if self._cluster is None and not ray.is_initialized():
             self._cluster = self._exit.enter_context(LocalCluster([tier.name for tier in self.topology.tiers]))
-        self._place()
+        deployment = Deployment(self.packer.shipment())
+        self._exit.callback(self._forget, deployment)
+        self.started = deployment.start()
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="splitinfer-requests", daemon=True)
         thread.start()
         self._exit.callback(self._stop_loop, thread)
-        first = self.plan.stages[0].tier
-        rates = self._rates(self.plan.tiers[0], first)[0]
-        self._up = Sender(rates, "source", self.plan.tiers[0], "wire")
+        self._draining, self.deployment = False, deployment
 
-    def _place(self) -> None:
-        factory = cast("Any", ray.remote(StageActor))
-        self._exit.callback(self._kill)
-        labels = [self._labels(config.tier) for config in self.configs]
-        _check_nodes(labels)
-        for config, label in zip(self.configs, labels, strict=True):
-            self.actors.append(factory.options(num_cpus=0, label_selector=label, max_concurrency=1000).remote(config))
-        try:
-            self.started = self._load()
-            for actor, following in zip(self.actors, self.actors[1:], strict=False):
-                ray.get(actor.connect.remote(following), timeout=_START_TIMEOUT_S)
-        except RayError as error:
-            raise DeployError(f"a stage did not start: {str(error).strip().splitlines()[-1]}") from error
-
-    def _load(self) -> list[dict[str, Any]]:
-        """Give every actor its stage. An array is read where it lies in the object store; bytes would leave copies on the heap."""
-        waiting = {}
-        for place, (actor, parts) in enumerate(zip(self.actors, self.stages, strict=True)):
-            if place not in self.groups:
-                data, files = dump_parts(parts, {})
-                waiting[place] = actor.load.remote(data, *(ray.put(np.frombuffer(file, np.uint8)) for file in files))
-        for place, group in self.groups.items():
-            slowdowns = {worker: _slowdown(group.peers[worker - 1].machine, self.emulated) for worker in group.used}
-            group.start({worker: self._peer_labels(group, worker) for worker in group.used}, slowdowns, self.limits, self.paced)
-            group.join(self.actors[place])
-            waiting[place] = ray.put(group.load(self.actors[place]))
-        started: list[dict[str, Any]] = ray.get([waiting[place] for place in sorted(waiting)], timeout=_START_TIMEOUT_S)
-        return started
-
-    def _peer_labels(self, group: Group, worker: int) -> dict[str, str]:
-        """Where a peer runs: on its own node, on that of the tier whose machine it is, or emulated beside its host."""
-        machine = group.peers[worker - 1].machine
-        if machine.node:
-            return dict(machine.node)
-        tiers = [tier.name for tier in self.topology.tiers]
-        return self._labels(machine.name if machine.name in tiers else group.tier.name)
-
-    def _labels(self, tier: str) -> dict[str, str]:
-        node = self.topology.tier(tier).node
-        return dict(node) if node else {TIER_LABEL: tier}
-
-    def _kill(self) -> None:
-        for actor in [*self.actors, *(worker for group in self.groups.values() for worker in group.workers.values())]:
-            with contextlib.suppress(RayError, ValueError):
-                ray.kill(actor)
-        self.actors.clear()
+    def _forget(self, deployment: Deployment) -> None:
+        self.deployment = None
+        deployment.stop()
 
     def _stop_loop(self, thread: threading.Thread) -> None:
         async def cancel() -> None:
@@ -202,25 +132,41 @@ class RayPipeline(Pipeline):
         thread.join(timeout=10)
         self._loop.close()
 
+    @property
+    def _running(self) -> Deployment:
+        if self.deployment is None:
+            raise Closed("the stages are not running; use the pipeline inside its 'with' block")
+        return self.deployment
+
     def info(self) -> list[dict[str, Any]]:
         """Process, threads, memory and link report of each stage."""
-        found: list[dict[str, Any]] = ray.get([actor.info.remote() for actor in self.actors], timeout=self.timeout_s)
-        return found
+        return self._running.info(self.timeout_s)
 
     # -- requests
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[tuple[Any, Trace]]:
-        if not self.actors:
-            raise DeployError("the stages are not running; use the pipeline inside its 'with' block")
+        self._check_open()
         start = time.perf_counter()
         future: Future[tuple[Any, Trace]]
         try:
-            request = self._request(args, kwargs)
+            request = self.request(args, kwargs)
         except Exception as error:  # a future carries whatever went wrong to its owner
             future = Future()
             future.set_exception(error)
             return future
-        return asyncio.run_coroutine_threadsafe(self._ordered(request, start), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._ordered(request, start), self._loop)
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        return future
+
+    def _check_open(self) -> None:
+        """Raise Closed or Overloaded where no request can be taken."""
+        if self._running and self._draining:
+            raise Closed("the pipeline is being drained and takes no more requests")
+        if len(self._open) >= self.most_in_flight:
+            raise Overloaded(
+                f"{len(self._open)} requests are under way; the limit is {self.most_in_flight}. Wait for answers, or raise most_in_flight"
+            )
 
     async def _ordered(self, request: Request, start: float) -> tuple[Any, Trace]:
         if not self.plan.stateful:
@@ -229,62 +175,52 @@ class RayPipeline(Pipeline):
             return await self._exchange(request, start)
 
     async def _exchange(self, request: Request, start: float) -> tuple[Any, Trace]:
-        """One request, tried again where a machine that shares a stage's layers was lost: what it held is shared out."""
-        attempts = 1 + 2 * sum(len(group.peers) for group in self.groups.values())  # lost, or late for the news of it
-        for attempt in range(attempts):
+        """One request, tried again until its deadline where a process or machine was lost, which is mended meanwhile."""
+        deadline_s = time.monotonic() + self.timeout_s - (time.perf_counter() - start)
+        attempt = 0
+        while True:
             try:
-                return await self._attempt(request, start, attempt)
-            except WorkerLost as lost:
-                if self.plan.stateful or attempt + 1 == attempts:
+                return await self._attempt(request, start, deadline_s, attempt)
+            except StageLost as lost:
+                if self.plan.stateful:
                     raise
-                if not isinstance(lost, Regrouped):
-                    await asyncio.get_running_loop().run_in_executor(None, self._share_out, lost)
-        raise AssertionError("the last attempt returned or raised")
+                await self._recover(lost, deadline_s)
+            attempt += 1
 
-    def _share_out(self, lost: WorkerLost) -> None:
-        with self._sharing:
-            place = next(place for place, group in self.groups.items() if group.planned.name == lost.stage)
-            self.groups[place].lose(lost.layer, self.actors[place])
+    async def _recover(self, lost: StageLost, deadline_s: float) -> None:
+        """Return when the stages run again. Raises StageLost at the deadline, and whatever makes it impossible."""
+        while not isinstance(lost, Regrouped):  # then it is done already
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self._mend, lost, deadline_s - time.monotonic())
+                return
+            except StageLost as another:
+                if time.monotonic() + _RETRY_S > deadline_s:
+                    raise
+                lost = another
+            await asyncio.sleep(_RETRY_S)
 
-    async def _attempt(self, request: Request, start: float, attempt: int) -> tuple[Any, Trace]:
-        data = request.data if attempt == 0 else replace(Packet.unpack(request.data, self.limits), attempt=attempt).pack()
-        spans = request.spans + await self._up.send(len(data))
-        left = self.timeout_s - (time.perf_counter() - start)
-        answer, later = await call_stage(self.actors[0], data, left, "the caller")
+    def _mend(self, lost: StageLost, left_s: float) -> None:
+        with self._mending:
+            if not isinstance(lost, WorkerLost):
+                self._running.mend(left_s)
+                return
+            place = next(place for place, group in self.packer.groups.items() if group.planned.name == lost.stage)
+            if self.packer.groups[place].lose(lost.layer):
+                _log.warning("'%s' is gone; its share of stage '%s' goes to the other machines", lost.layer, lost.stage)
+                self._running.renew(place, self.packer.stage(place), left_s)
+
+    async def _attempt(self, request: Request, start: float, deadline_s: float, attempt: int) -> tuple[Any, Trace]:
+        data = request.data if attempt == 0 else again(request.data, attempt, deadline_s, self.limits)
+        answer, spans = await self._running.exchange(data, deadline_s)
         packet = Packet.unpack(answer, self.limits)
         if packet.kind is Kind.ERROR:
             raise raised(packet)
-        spans += unpack_spans(msgpack.unpackb(later))
-        result = self._answer(packet.frames, request, self.limits)
-        return result, Trace(packet.request_id, time.perf_counter() - start, spans, str(packet.meta.get("exit", "")))
+        result = self.answer(packet.frames, request, self.limits)
+        trace = Trace(packet.request_id, time.perf_counter() - start, request.spans + spans, str(packet.meta.get("exit", "")))
+        return result, trace
 
 
-def _tier(topology: Topology, name: str) -> TierSpec:
-    try:
-        return topology.tier(name)
-    except Exception as error:
-        raise PlanError(f"the plan runs on tier '{name}'; the topology has {[tier.name for tier in topology.tiers]}") from error
-
-
-def _slowdown(tier: TierSpec, emulated: bool) -> float:
-    """How much to stretch work that this machine does in the place of a slower tier."""
-    if not emulated:
-        return 1.0
-    if tier.compute.preset is not None:
-        raise DeployError(
-            f"tier '{tier.name}' is declared by machine preset '{tier.compute.preset}', which cannot be emulated: its times are an "
-            f"interval, not a factor. Declare 'compute: {{factor: F}}', or name the tier's node."
-        )
-    factor = tier.compute.factor or 1.0
-    if factor < 1:
-        raise DeployError(f"tier '{tier.name}' has factor {factor:g}: this machine cannot emulate a faster one; use 1 or more")
-    return factor
-
-
-def _check_nodes(labels: Sequence[dict[str, str]]) -> None:
-    """Fail before the first actor starts: Ray would wait for a missing node forever."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    for wanted in labels:
-        if not any(wanted.items() <= node.get("Labels", {}).items() for node in nodes):
-            have = [{k: v for k, v in node.get("Labels", {}).items() if not k.startswith("ray.io")} for node in nodes]
-            raise DeployError(f"no live Ray node has the labels {wanted}; the {len(nodes)} nodes have {have}")
+def again(data: bytes, attempt: int, deadline_s: float, limits: Limits) -> bytes:
+    """The packet of a request for another attempt."""
+    packet = Packet.unpack(data, limits)
+    return replace(packet, attempt=attempt, meta={**packet.meta, "left_s": max(0.0, deadline_s - time.monotonic())}).pack()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from splitinfer.codecs.packet import Kind, Packet
-from splitinfer.errors import PacketError, Regrouped, RequestTimeout, StageError, WorkerLost
+from splitinfer.errors import Overloaded, PacketError, Regrouped, RequestTimeout, StageError, StageLost, WorkerLost
 
-_KINDS = {kind.__name__: kind for kind in (StageError, WorkerLost, Regrouped)}
+_STAGE = {kind.__name__: kind for kind in (StageError, StageLost, WorkerLost, Regrouped)}
+_PLAIN = {kind.__name__: kind for kind in (RequestTimeout, Overloaded, PacketError)}
 
 
 def error_packet(error: Exception, tier: str) -> Packet:
@@ -19,11 +20,9 @@ def error_packet(error: Exception, tier: str) -> Packet:
 def raised(packet: Packet) -> Exception:
     """The error that an error packet describes."""
     meta = packet.meta
-    match meta.get("type"):
-        case "StageError" | "WorkerLost" | "Regrouped" as name:
-            return _KINDS[name](*(str(meta.get(key, "")) for key in ("stage", "layer", "cause", "traceback")))
-        case "RequestTimeout":
-            return RequestTimeout(str(meta["message"]))
-        case "PacketError":
-            return PacketError(str(meta["message"]))
-    return StageError(f"on tier '{meta.get('tier')}'", "framework", f"{meta.get('type')}: {meta.get('message')}")
+    name = str(meta.get("type"))
+    if name in _STAGE:
+        return _STAGE[name](*(str(meta.get(key, "")) for key in ("stage", "layer", "cause", "traceback")))
+    if name in _PLAIN:
+        return _PLAIN[name](str(meta.get("message", "")))
+    return StageError(f"on tier '{meta.get('tier')}'", "framework", f"{name}: {meta.get('message')}")

@@ -1,30 +1,21 @@
-"""The machines that share a stage's layers, as the deployer sees them: who holds what, and what happens when one is lost."""
+"""The machines that share a stage's layers, as the deployer sees them: who holds what, also after one is lost."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
-from typing import Any, cast
 
 import msgpack
-import numpy as np
-import ray
 
 from cluster.tiers import Peer, TierSpec
 from cluster.units import format_bytes
-from splitinfer.codecs.packet import Limits
 from splitinfer.errors import DeployError, PlanError
 from splitinfer.graph import Graph
 from splitinfer.groups import HOST
 from splitinfer.parts import Carved, divided, dump_parts, weight_nbytes
 from splitinfer.plans import PlannedBlock, PlannedStage
-from splitinfer.runtime.worker import GroupConfig, Member, WorkerActor
+from splitinfer.runtime.shipment import Cargo, GroupConfig, Member
 from splitinfer.shards import ShardedBlock, apportion, dump_program, units
-
-_log = logging.getLogger(__name__)
-_TIMEOUT_S = 120.0
 
 
 class Group:
@@ -40,14 +31,53 @@ class Group:
                     f"the topology gives '{tier.name}' the machines {list(self.names)}"
                 )
         self.lost: set[str] = set()
-        self.workers: dict[int, Any] = {}
-        self._generations = count()
         self._check_memory()
 
     @property
     def used(self) -> list[int]:
         """The peers that have a share of some block."""
         return sorted({worker for block in self._blocks() for worker in block.programs} - {HOST})
+
+    def config(self, index: int, paced: bool) -> GroupConfig:
+        """What one member must know of the others."""
+        members = [Member(self.tier.name, None, None)]
+        for peer in self.peers:
+            out, back = (peer.up_bytes_per_s, peer.latency_s), (peer.down_bytes_per_s, peer.latency_s)
+            members.append(Member(peer.name, out if paced else None, back if paced else None))
+        codec = self.planned.blocks[0].codec
+        return GroupConfig(self.planned.name, index, tuple(members), codec)
+
+    def cargo(self) -> dict[int, Cargo]:
+        """What each member holds, as shared out now."""
+        # A message of a request that started before a machine was lost finds no block of its name.
+        names = {id(block): f"{self.planned.name}/{len(self.lost)}/{place}" for place, block in enumerate(self._blocks())}
+        data, files = dump_parts(self.parts, names)
+        found = {HOST: Cargo(data, tuple(files))}
+        for worker in self.used:
+            plain, files = [], []
+            for block in self._blocks():
+                if worker in block.programs:
+                    meta, own = dump_program(block.programs[worker])
+                    plain.append([names[id(block)], meta, len(own), worker == block.root])
+                    files += own
+            found[worker] = Cargo(msgpack.packb(plain), tuple(files))
+        return found
+
+    def lose(self, name: str) -> bool:
+        """Share out what a peer held among those that are left; False where that was done before.
+
+        Raises ShardError where the rest cannot divide the block, DeployError where they have no memory for it.
+        """
+        if name in self.lost:
+            return False
+        gone = self.names.index(name)
+        blocks = tuple(self._without(block, gone) for block in self.planned.blocks)
+        self.planned = replace(self.planned, blocks=blocks)
+        renewed = iter(divided(self.graph, block) for block in blocks)
+        self.parts = [tuple(next(renewed) if isinstance(part, ShardedBlock) else part for part in within) for within in self.parts]
+        self._check_memory()
+        self.lost.add(name)
+        return True
 
     def _blocks(self) -> list[ShardedBlock]:
         return [part for within in self.parts for part in within if isinstance(part, ShardedBlock)]
@@ -61,70 +91,6 @@ class Group:
                     f"'{peer.name}' would hold {format_bytes(held)} of the weights of stage '{self.planned.name}' and allows "
                     f"{format_bytes(peer.machine.memory_bytes)}. Plan again, or raise its memory."
                 )
-
-    def config(self, index: int, paced: bool) -> GroupConfig:
-        """What one member must know of the others."""
-        members = [Member(self.tier.name, None, None)]
-        for peer in self.peers:
-            out, back = (peer.up_bytes_per_s, peer.latency_s), (peer.down_bytes_per_s, peer.latency_s)
-            members.append(Member(peer.name, out if paced else None, back if paced else None))
-        codec = self.planned.blocks[0].codec
-        return GroupConfig(self.planned.name, index, tuple(members), codec)
-
-    def start(self, labels: Mapping[int, Mapping[str, str]], slowdowns: Mapping[int, float], limits: Limits, paced: bool) -> None:
-        """Start an actor for each peer that has a share."""
-        factory = cast("Any", ray.remote(WorkerActor))
-        for worker in self.used:
-            machine = self.peers[worker - 1].machine
-            self.workers[worker] = factory.options(num_cpus=0, label_selector=dict(labels[worker]), max_concurrency=1000).remote(
-                self.config(worker, paced), machine.name, machine.device, machine.threads, slowdowns[worker], limits
-            )
-
-    def join(self, host: Any) -> None:
-        """Name the members to each other."""
-        handles = {HOST: host, **self.workers}
-        waiting = [
-            handle.connect_group.remote(others) if worker == HOST else handle.connect.remote(others)
-            for worker, handle in handles.items()
-            for others in [{peer: other for peer, other in handles.items() if peer != worker}]
-        ]
-        ray.get(waiting, timeout=_TIMEOUT_S)
-
-    def load(self, host: Any) -> Any:
-        """Give every member its share, the peers before the host asks them; what the host says of itself."""
-        generation = next(self._generations)  # a message of a request that started before finds no block of its name
-        names = {id(block): f"{self.planned.name}/{generation}/{place}" for place, block in enumerate(self._blocks())}
-        waiting = []
-        for worker, handle in self.workers.items():
-            plain, files = [], []
-            for block in self._blocks():
-                if worker in block.programs:
-                    meta, own = dump_program(block.programs[worker])
-                    plain.append([names[id(block)], meta, len(own), worker == block.root])
-                    files += own
-            waiting.append(handle.load.remote(msgpack.packb(plain), *(ray.put(np.frombuffer(file, np.uint8)) for file in files)))
-        ray.get(waiting, timeout=_TIMEOUT_S)
-        data, own = dump_parts(self.parts, names)
-        return ray.get(host.load.remote(data, *(ray.put(np.frombuffer(file, np.uint8)) for file in own)), timeout=_TIMEOUT_S)
-
-    def lose(self, name: str, host: Any) -> None:
-        """Share out what a peer held among those that are left; nothing where that was done before.
-
-        Raises ShardError where the rest cannot divide the block, DeployError where they have no memory for it.
-        """
-        if name in self.lost:
-            return
-        gone = self.names.index(name)
-        _log.warning("'%s' is gone; its share of stage '%s' goes to the other machines", name, self.planned.name)
-        blocks = tuple(self._without(block, gone) for block in self.planned.blocks)
-        self.planned = replace(self.planned, blocks=blocks)
-        renewed = iter(divided(self.graph, block) for block in blocks)
-        self.parts = [tuple(next(renewed) if isinstance(part, ShardedBlock) else part for part in within) for within in self.parts]
-        self._check_memory()
-        self.lost.add(name)
-        self.workers.pop(gone, None)
-        self.join(host)
-        self.load(host)
 
     def _without(self, block: PlannedBlock, gone: int) -> PlannedBlock:
         every = (block.shares, *block.exchange_after.values(), *block.inner_shares.values())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -18,37 +18,16 @@ from ray.exceptions import RayError
 
 from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
+from splitinfer.codecs.block import Buffer
 from splitinfer.codecs.packet import Kind, Limits, Packet
 from splitinfer.errors import PacketError, Regrouped, WorkerLost
 from splitinfer.groups import HOST, SCATTER, GroupWorker, Job, Mailbox, Worker, label
 from splitinfer.memory import keep_freed_memory, private_nbytes
 from splitinfer.runtime.errors import error_packet, raised
+from splitinfer.runtime.shipment import GroupConfig
 from splitinfer.shards import load_program
+from splitinfer.store import FileStore, StoreError, digest_of
 from splitinfer.tracing import Recorder
-
-Rate = tuple[float, float]
-"""Bytes per second and one-way latency in seconds of an emulated link."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One machine of a group, as the others know it."""
-
-    name: str
-    out: Rate | None
-    """The emulated link from the host to it; None where the link is real, and for the host itself."""
-    back: Rate | None
-
-
-@dataclass(frozen=True)
-class GroupConfig:
-    """A group of machines that share layers, and which of them this is."""
-
-    stage: str
-    index: int
-    members: tuple[Member, ...]
-    """By worker; the host is the first."""
-    codec: str
 
 
 class Courier:
@@ -113,9 +92,15 @@ class WorkerActor:
         self.mailbox = Mailbox(limits)
         self.courier = Courier(config, self.mailbox)
         self.empty_nbytes = private_nbytes()
+        self.store = FileStore()
+        self.is_filled = False
         self.worker = GroupWorker(Worker(config.index, config.codec, self.courier.send, self.mailbox, slowdown))
 
-    async def connect(self, handles: Mapping[int, Any]) -> None:
+    async def is_loaded(self) -> bool:
+        """Whether it has its layers."""
+        return self.is_filled
+
+    async def connect_group(self, handles: Mapping[int, Any]) -> None:
         """Name the actors of the peers."""
         self.courier.connect(handles, asyncio.get_running_loop())
 
@@ -126,18 +111,28 @@ class WorkerActor:
             "private_nbytes": private_nbytes(),
         }  # fmt: skip
 
-    async def load(self, blocks: bytes, *files: npt.NDArray[np.uint8]) -> int:
-        """Take these programs in the place of others, once the request at hand is done; bytes of their weights."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.compute, self._load, blocks, files)
+    async def missing(self, digests: Sequence[str]) -> list[str]:
+        """Which of these files its machine does not have."""
+        return self.store.missing(digests)
 
-    def _load(self, blocks: bytes, files: Sequence[npt.NDArray[np.uint8]]) -> int:
-        left = [data.tobytes() for data in files]
+    async def load(
+        self, blocks: bytes, digests: Sequence[str], sent: Sequence[str], *files: npt.NDArray[np.uint8]
+    ) -> dict[str, Any] | None:
+        """Take these programs in the place of others, once the request at hand is done; as `StageActor.load`."""
+        loop = asyncio.get_running_loop()
+        given = dict(zip(sent, (file.data for file in files), strict=True))
+        self.is_filled = await loop.run_in_executor(self.compute, self._load, blocks, digests, given)
+        return await self.info() if self.is_filled else None
+
+    def _load(self, blocks: bytes, digests: Sequence[str], sent: Mapping[str, memoryview]) -> bool:
+        left = gathered(self.store, digests, sent)
+        if left is None:
+            return False
         programs = {}
         for name, meta, count, is_root in msgpack.unpackb(blocks):
             programs[name] = load_program(meta, [left.pop(0) for _ in range(count)], self.device), is_root
         self.worker.load(programs)
-        return self.worker.weight_nbytes
+        return True
 
     async def receive(self, data: bytes) -> bytes:
         """A message: the inputs of a block, which this then computes, or what a peer sends. An error packet, or nothing."""
@@ -156,6 +151,25 @@ class WorkerActor:
     async def abort(self, request_id: str, attempt: int) -> None:
         """Stop waiting for messages of this attempt."""
         self.mailbox.fail(request_id, attempt, PacketError("another machine of the group failed"))
+
+
+def gathered(store: FileStore, digests: Sequence[str], sent: Mapping[str, memoryview]) -> list[Buffer] | None:
+    """Files by their hashes: those just sent, which are kept, and those kept before; None where one is neither.
+
+    Raises PacketError for a file with another hash.
+    """
+    for digest, content in sent.items():
+        if digest_of(content) != digest:
+            raise PacketError(f"a stage file of {len(content):,} bytes has not the hash {digest[:12]}... that it was sent under")
+        with contextlib.suppress(StoreError):  # the machine has no room for it; what was sent is here all the same
+            store.put(content)
+    found: list[Buffer] = []
+    for digest in digests:
+        kept = sent[digest] if digest in sent else store.get(digest)
+        if kept is None:
+            return None
+        found.append(kept)
+    return found
 
 
 def receives(mailbox: Mailbox, data: bytes, limits: Limits) -> bytes:

@@ -66,7 +66,7 @@ class TestOnDigits:
         sent = []
         for made, plan in ((graph, cut_in_it(graph, bottleneck, "int8")), (digits.graph, without)):
             pipeline = Pipeline.local(made, plan)
-            requests = [pipeline._request((image,), {}).data for image in digits.held_out[:20].split(1)]
+            requests = [pipeline.request((image,), {}).data for image in digits.held_out[:20].split(1)]
             packets = [Packet.unpack(pipeline.runners[0].run(data).onward) for data in requests]
             sent.append(sum(frame.nbytes for packet in packets for frame in packet.frames))
         assert sent[0] < 0.45 * sent[1]  # a ReLU's zeros compress, the narrow tensor has none; both carry headers

@@ -89,7 +89,7 @@ class TestServed:
 
     def test_nothing_is_sent_when_exiting(self, digits, heads, applied):
         pipeline = Pipeline.local(applied, split(applied, heads, [0.9, NEVER]))
-        sent = [pipeline.runners[0].run(pipeline._request((image,), {}).data) for image in digits.held_out.split(1)]
+        sent = [pipeline.runners[0].run(pipeline.request((image,), {}).data) for image in digits.held_out.split(1)]
         sure = by_hand(heads[0], features_at(digits, "relu", digits.held_out))[1] >= 0.9
         assert [step.onward is None for step in sent] == sure.tolist()
         for step in sent:
