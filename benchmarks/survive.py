@@ -163,26 +163,35 @@ class Caller:
 # -- chaos
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What was done, from when to when."""
+
+    what: str
+    begun_s: float
+    over_s: float
+    """When links were restored, processes killed."""
+
+
 class Chaos:
-    """Faults drawn by lot; each is told to `say`, with the time it began and, for a cut, ended."""
+    """Faults drawn by lot."""
 
     def __init__(self, seed: int, testbed: Testbed, pipeline: ResilientPipeline) -> None:
         self.chance, self.testbed, self.pipeline = random.Random(seed), testbed, pipeline
-        self.faults: list[tuple[str, float]] = []
-        """What, and when it was over: links restored, processes killed."""
+        self.faults: list[Fault] = []
 
     def one(self) -> None:
         """The next fault, waiting for its end."""
-        kind = self.chance.choices(["stage", "node", "link", "gateway"], [5, 2, 4, 1])[0]
-        told = getattr(self, f"_{kind}")()
-        self.faults.append((told, time.monotonic()))
+        kind, begun_s = self.chance.choices(["stage", "node", "link", "gateway"], [5, 2, 4, 1])[0], time.monotonic()
+        self.faults.append(Fault(getattr(self, f"_{kind}")(), begun_s, time.monotonic()))
 
     def _stage(self) -> str:
-        tier = self.chance.choice(TIERS)
-        victims = stage_processes(self.testbed, tier)
-        for victim in victims[:1]:
-            victim.kill()
-        return f"stage on {tier}" if victims else "no stage there"
+        running = [(tier, process) for tier in TIERS for process in stage_processes(self.testbed, tier)]
+        if not running:
+            return "stage: none runs"
+        tier, victim = self.chance.choice(running)
+        victim.kill()
+        return f"stage on {tier}"
 
     def _node(self) -> str:
         tier = self.chance.choice(TIERS)
@@ -190,17 +199,17 @@ class Chaos:
         return f"node of {tier}"
 
     def _link(self) -> str:
-        wire = self.chance.choice(self.testbed.wires)
-        for_s = self.chance.uniform(0.5, _LONGEST_CUT_S)
+        wire, for_s = self.chance.choice(self.testbed.wires), self.chance.uniform(0.5, _LONGEST_CUT_S)
         self.testbed.cut(wire.between)
         time.sleep(for_s)
         self.testbed.restore(wire.between)
-        return f"link {' - '.join(wire.between)}"
+        return f"link {' - '.join(wire.between)} for {for_s:.1f} s"
 
     def _gateway(self) -> str:
         pid = self.pipeline.gateway_pid
-        if pid is not None:
-            psutil.Process(pid).kill()
+        if pid is None:
+            return "gateway: none runs"
+        psutil.Process(pid).kill()
         return "gateway"
 
 
@@ -231,22 +240,22 @@ def chaos(seeds: list[int], requests: int) -> list[dict[str, Any]]:
             again = recoveries(faults.faults, pipeline)
             rows.append(_chaos_row(seed, faults.faults, outcome, pipeline, settled) | {"recoveries": again})
         print(tabulate([{name: value for name, value in rows[-1].items() if name != "recoveries"}], headers="keys", floatfmt=".2f"))
-        print(tabulate(again, ["fault", "another plan or alone after s", "best plan again after s"], floatfmt=".1f"), "\n", flush=True)
+        print(tabulate(again, ["fault", "plan changed after s", "best plan again s after its end"], floatfmt=".1f"), "\n", flush=True)
     return rows
 
 
-def recoveries(faults: list[tuple[str, float]], pipeline: ResilientPipeline) -> list[tuple[str, float | None, float | None]]:
-    """For each fault: when the plan changed after it, and when the best took requests again. Other faults may lie between."""
+def recoveries(faults: list[Fault], pipeline: ResilientPipeline) -> list[tuple[str, float | None, float | None]]:
+    """For each fault that showed: when the plan changed after it began, and when the best was back after it ended, others between."""
     best, found = next(iter(pipeline.fronts)), []
-    for (what, over_s), (_, until_s) in zip(faults, [*faults[1:], ("", float("inf"))], strict=True):
-        since_s = over_s - _LONGEST_CUT_S
-        changed = [switch.at_s - over_s for switch in pipeline.switches if since_s < switch.at_s < until_s and switch.plan != best]
-        again = [switch.at_s - over_s for switch in pipeline.switches if switch.at_s > over_s and switch.plan == best]
-        found.append((what, changed[0] if changed else None, again[0] if changed and again else None))
+    for fault, following in zip(faults, [*faults[1:], None], strict=True):
+        until_s = following.begun_s if following else float("inf")
+        changed = [switch.at_s for switch in pipeline.switches if fault.begun_s < switch.at_s < until_s and switch.plan != best]
+        again = [switch.at_s for switch in pipeline.switches if changed and switch.at_s > changed[0] and switch.plan == best]
+        found.append((fault.what, changed[0] - fault.begun_s if changed else None, again[0] - fault.over_s if again else None))
     return found
 
 
-def _chaos_row(seed: int, faults: list[tuple[str, float]], outcome: Outcome, pipeline: ResilientPipeline, settled: bool) -> dict[str, Any]:
+def _chaos_row(seed: int, faults: list[Fault], outcome: Outcome, pipeline: ResilientPipeline, settled: bool) -> dict[str, Any]:
     answers = outcome.answers
     ends = sorted(answer.sent_s + answer.took_s for answer in answers)
     best = next(iter(pipeline.fronts))
@@ -264,8 +273,8 @@ def _chaos_row(seed: int, faults: list[tuple[str, float]], outcome: Outcome, pip
     }  # fmt: skip
 
 
-def _kinds(faults: list[tuple[str, float]]) -> dict[str, int]:
-    found = Counter(fault.split()[0] for fault, _ in faults)
+def _kinds(faults: list[Fault]) -> dict[str, int]:
+    found = Counter(fault.what.split()[0].rstrip(":") for fault in faults)
     return {f"{kind}s": found[kind] for kind in ("stage", "node", "link", "gateway")}
 
 
