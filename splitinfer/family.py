@@ -63,7 +63,7 @@ def losses(
     """What to run for each loss that makes a difference, the loss of nothing first; see :func:`plan_family`.
 
     Losses of machines that the plan does not need are not listed, nor are those on top of one that no plan survives.
-    At most as many plans are made as there are subsets of the tiers but the first, out of lines solved once.
+    At most one plan is made for each set of the tiers but the first and of the peers as one, out of lines solved once.
     """
     from splitinfer.planner import search_of  # here: a look-up needs no planner
 

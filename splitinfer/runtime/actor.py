@@ -34,11 +34,12 @@ from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
 from splitinfer import __version__
 from splitinfer.codecs.packet import Kind, Packet
-from splitinfer.errors import Overloaded, PacketError, RequestTimeout, StageLost
+from splitinfer.errors import Overloaded, PacketError, StageLost
 from splitinfer.groups import HOST, Mailbox, Worker
 from splitinfer.memory import keep_freed_memory, private_nbytes
 from splitinfer.parts import load_parts
 from splitinfer.runner import StageRunner, Step
+from splitinfer.runtime.calls import awaited, call_stage, first_line, in_time
 from splitinfer.runtime.errors import error_packet
 from splitinfer.runtime.shipment import Rate, StageConfig
 from splitinfer.runtime.worker import Courier, gathered, receives
@@ -136,7 +137,7 @@ class StageActor:
             if self.runner is None:
                 return 0, RESTARTED
             if self.courier is not None:
-                await in_time(asyncio.gather(*(_awaited(peer.is_loaded.remote()) for peer in self.courier.handles.values())), timeout_s)
+                await in_time(asyncio.gather(*(awaited(peer.is_loaded.remote()) for peer in self.courier.handles.values())), timeout_s)
         except (RayError, TimeoutError) as error:
             return 0, first_line(error)
         if self.next is None:
@@ -260,30 +261,3 @@ def _behind(sent: tuple[Span, ...], transfer: tuple[Span, ...]) -> tuple[Span, .
         replace(span, start_s=span.start_s + wait, seconds=max(0.0, span.seconds - wait), slept_s=max(0.0, span.slept_s - wait))
         for span, wait in zip(sent, waited, strict=True)
     )
-
-
-async def call_stage(actor: Any, data: bytes, left_s: float, caller: str) -> tuple[bytes, bytes]:
-    """Call a stage with a deadline. Raises RequestTimeout, or StageLost where the stage's process is gone."""
-    try:
-        answer, spans = await in_time(actor.handle.remote(data), left_s)
-    except TimeoutError:
-        raise RequestTimeout(f"no answer from behind {caller} before the deadline ({max(left_s, 0.0):.3f} s were left there)") from None
-    except RayError as error:
-        raise StageLost(f"behind {caller}", "process", first_line(error)) from error
-    return answer, spans
-
-
-async def in_time(awaitable: Any, left_s: float) -> Any:
-    """What an object reference or a coroutine gives. Raises TimeoutError after `left_s`."""
-    return await asyncio.wait_for(_awaited(awaitable), max(left_s, 0.0))
-
-
-def first_line(error: BaseException, *, last: bool = False) -> str:
-    """An error of Ray's in one line: its kind, and the first or the last line of its text."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1 if last else 0]}" if lines[0] else type(error).__name__
-
-
-async def _awaited(reference: Any) -> Any:
-    """An object reference is awaitable, but no coroutine, which wait_for wants."""
-    return await reference

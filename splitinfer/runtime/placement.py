@@ -16,7 +16,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from splitinfer.errors import DeployError, StageLost, WorkerLost
 from splitinfer.groups import HOST
-from splitinfer.runtime.actor import Sender, StageActor, call_stage, first_line, in_time
+from splitinfer.runtime.actor import Sender, StageActor
+from splitinfer.runtime.calls import call_stage, first_line, in_time
 from splitinfer.runtime.shipment import Cargo, Shipment, StageShipment
 from splitinfer.runtime.worker import WorkerActor
 from splitinfer.store import digest_of

@@ -20,9 +20,10 @@ from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
 from splitinfer.codecs.block import Buffer
 from splitinfer.codecs.packet import Kind, Limits, Packet
-from splitinfer.errors import PacketError, Regrouped, WorkerLost
+from splitinfer.errors import PacketError, Regrouped, RequestTimeout, WorkerLost
 from splitinfer.groups import HOST, SCATTER, GroupWorker, Job, Mailbox, Worker, label
 from splitinfer.memory import keep_freed_memory, private_nbytes
+from splitinfer.runtime.calls import first_line, in_time
 from splitinfer.runtime.errors import error_packet, raised
 from splitinfer.runtime.shipment import GroupConfig
 from splitinfer.shards import load_program
@@ -66,10 +67,12 @@ class Courier:
             self._fail(job, Regrouped(self.config.stage, name, "it no longer takes part"), peer)
             return
         try:
-            answer = await self.handles[peer].receive.remote(data)
+            answer = await in_time(self.handles[peer].receive.remote(data), job.left_s)
+        except TimeoutError:
+            self._fail(job, RequestTimeout(f"'{name}' did not take a message of stage '{self.config.stage}' before the deadline"), peer)
+            return
         except RayError as error:
-            first = str(error).strip().splitlines()[0]
-            self._fail(job, WorkerLost(self.config.stage, name, f"{type(error).__name__}: {first}"), peer)
+            self._fail(job, WorkerLost(self.config.stage, name, first_line(error)), peer)
             return
         if answer:
             self._fail(job, raised(Packet.unpack(answer, self.mailbox.limits)), peer)
