@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import statistics
 import threading
@@ -24,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ import torch
 from tabulate import tabulate
 
 import splitinfer as si
+from cluster import lifecycle
 from cluster.testbed import Testbed, namespaces
 from cluster.topology import Topology
 from splitinfer import zoo
@@ -340,14 +342,17 @@ links: [{between: [device, edge], up: 2 Mbps, latency: 5 ms}, {between: [edge, c
     _, trace = si.Pipeline.local(model.graph, plan).traced(model.inputs[0])
     nbytes = [span.nbytes for span in trace.spans if span.kind == "wire"]
     limit = min(link.up_bytes_per_s / size for link, size in zip(slow.links, nbytes, strict=True))
-    with resilient(model.graph, [plan], slow, timeout_s=TIMEOUT_S) as pipeline:
+    record = lifecycle.up_local(slow, name=f"load{os.getpid()}")
+    with ExitStack() as stack:
+        stack.callback(lifecycle.down, record.name)
+        pipeline = stack.enter_context(resilient(model.graph, [plan], slow, cluster=record.name, timeout_s=TIMEOUT_S))
         if not pipeline.wait_for(timeout_s=_SETTLE_S):
             raise RuntimeError("the plan is not in place")
         Pressing(model, pipeline, 60.0).run()  # allocators and caches fill
-        before, start_s = memory(), time.monotonic()
+        before, start_s = memory(record.mark), time.monotonic()
         pressing = Pressing(model, pipeline, seconds)
         pressing.run()
-        elapsed_s, after = time.monotonic() - start_s, memory()
+        elapsed_s, after = time.monotonic() - start_s, memory(record.mark)
     throughput = pressing.done / elapsed_s
     grown = {name: after[name] - before[name] for name in before if name in after}
     row = {"seconds": elapsed_s, "requests": pressing.done, "lost or wrong": pressing.bad, "per_s": throughput, "limit_per_s": limit,
@@ -384,14 +389,15 @@ class Pressing:
 _UNDER_WAY = 8
 
 
-def memory() -> dict[str, int]:
-    """Private bytes of this process, the gateway, the stages, and Ray's own processes, by name and pid."""
+def memory(mark: str) -> dict[str, int]:
+    """Private bytes of this process, the gateway, the stages, and the other processes of Ray, by name and pid."""
     found = {}
     for process in [psutil.Process(), *psutil.process_iter()]:
         try:
-            words, marked = process.cmdline(), "SPLITINFER_NODE" in process.environ()
-            if marked or "splitinfer.runtime.gateway" in words or process.pid == psutil.Process().pid:
-                found[f"{process.name()} {' '.join(words)[:18]} {process.pid}"] = process.memory_full_info().uss
+            words, own = process.cmdline(), process.pid == os.getpid()
+            name = "caller" if own else "gateway" if "splitinfer.runtime.gateway" in words and process.ppid() == os.getpid() else ""
+            if name or process.environ().get("SPLITINFER_NODE", "").startswith(mark):
+                found[f"{name or process.name()} {process.pid}"] = process.memory_full_info().uss
         except (psutil.Error, OSError):
             continue
     return found

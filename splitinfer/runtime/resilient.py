@@ -151,6 +151,7 @@ class ResilientPipeline(Pipeline):
         """Start. Requests are answered from now on, alone until the first plan is in place (:meth:`wait_for`)."""
         self._access = self._found()
         self._work = ThreadPoolExecutor(2, "coding")
+        self._packing = ThreadPoolExecutor(1, "packing")
         self._single = ThreadPoolExecutor(1, "alone")
         self._thread = threading.Thread(target=self._decide, name="supervisor", daemon=True)
         self._running = True
@@ -173,8 +174,8 @@ class ResilientPipeline(Pipeline):
         self._events.put((None, None))
         self._thread.join(_CLOSE_S)
         self._stop_gateway()
-        self._work.shutdown(wait=False)
-        self._single.shutdown(wait=False)
+        for pool in (self._work, self._packing, self._single):
+            pool.shutdown(wait=False)
         if self._own:
             lifecycle.down(self._own)
 
@@ -261,7 +262,7 @@ class ResilientPipeline(Pipeline):
             case supervisor.Refuse(request):
                 self._requests.pop(request).future.set_exception(self._refused(what, payload))
             case supervisor.Deploy(plan):
-                self._work.submit(self._deploy, what, self._packers[plan], self._child)
+                self._packing.submit(self._deploy, what, self._packers[plan], self._child)
             case supervisor.Ping(plan):
                 self._tell(what, self.settings.silence_s + 2 * _latency_s(self.fronts[plan].plan))
             case supervisor.Mend() | supervisor.Undeploy() | supervisor.Abandon():
