@@ -69,7 +69,7 @@ class Pipeline(Front, ABC):
 class LocalPipeline(Pipeline):
     """All stages in this process, on the caller's thread."""
 
-    limits = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38)  # nothing here comes from outside
+    limits = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38, held_nbytes=1 << 40)  # nothing here comes from outside
 
     def __init__(self, graph: Graph, plan: Plan, *, slowdown: float = 1.0) -> None:
         """`slowdown` stretches the work, where this process stands for a slower machine."""

@@ -1,18 +1,22 @@
 """Blocks that several machines share, in threads of one process: the same messages as on Ray, without Ray."""
 
+import gc
 import threading
 import time
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 import splitinfer as si
-from splitinfer import zoo
+from splitinfer import codecs, zoo
 from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
 from splitinfer.errors import PacketError, PlanError, Regrouped, RequestTimeout, StageError, WorkerLost
-from splitinfer.groups import HOST, SCATTER, BlockPart, GroupWorker, Job, Mailbox, Worker, label
+from splitinfer.groups import HOST, SCATTER, BlockPart, GroupWorker, Job, Mailbox, Worker, label, tensors_of
 from splitinfer.parts import dump_parts, load_parts
 from splitinfer.runtime.errors import error_packet, raised
 from splitinfer.shards import ShardedBlock, divide, dump_program, load_program, plan_blocks, run_local, units
@@ -162,8 +166,72 @@ class TestMailbox:
             box.put(letter(step=number, left_s=0.0))
         for number in range(4096):
             box.put(letter(step=number))
-        with pytest.raises(PacketError, match="4096"):
+        with pytest.raises(PacketError, match=r"4097 would wait .* the limits are 4096 and"):
             box.put(letter(step=5000))
+        box.put(letter(step=4095))  # it came twice
+
+    def full(self, box: Mailbox, made: Iterator[Packet]) -> int:
+        """How many are taken before one is refused."""
+        for count, packet in enumerate(made):
+            try:
+                box.put(Packet.unpack(packet.pack()))
+            except PacketError:
+                return count
+        raise AssertionError("it took all of them")
+
+    def test_the_sum_of_what_waits_is_bounded_in_bytes_as_sent_as_parsed_and_as_decoded(self) -> None:
+        limits = Limits(held_nbytes=1 << 23)
+        mib = torch.ones(1 << 18)
+        sent, dense = (Frame.encode("x", mib, codecs.get(codec)) for codec in ("raw", "zstd"))
+        assert self.full(Mailbox(limits), (replace(letter(step=n), frames=(sent,)) for n in range(100))) == 3  # as they came, and decoded
+        assert self.full(Mailbox(limits), (replace(letter(step=n), frames=(dense,)) for n in range(100))) == 7
+        assert self.full(Mailbox(limits), (letter(step=n, more=[{}] * 10_000) for n in range(100))) == 6
+
+    def test_a_message_whose_tensors_are_too_large_together_is_not_decoded(self) -> None:
+        dense = Frame.encode("x", torch.ones(1 << 18), codecs.get("zstd"))
+        packet = replace(letter(), frames=tuple(replace(dense, name=str(n)) for n in range(9)))
+        assert len(tensors_of(packet, Limits())) == 9
+        with pytest.raises(PacketError, match=f"take {9 << 20} bytes; the limits are 4096 and {8 << 20} bytes"):
+            tensors_of(packet, Limits(held_nbytes=8 << 20))
+
+    def test_no_deadline_keeps_a_message_for_ever(self) -> None:
+        box = Mailbox(Limits(held=2, held_s=0.0))
+        for number in range(100):
+            box.put(letter(step=number, left_s=float("inf")))
+
+    def test_a_failed_attempt_keeps_no_messages_and_takes_none(self) -> None:
+        box = Mailbox(Limits(held=1))
+        box.put(letter())
+        box.fail("r", 0, WorkerLost("s", "tablet", "gone"))
+        box.put(letter(step=1))
+        box.put(Packet(Kind.SHARD, "r", (), 1, {}, letter().meta))  # there is room for the next attempt
+        assert len(box.take(Job("r", 1, time.monotonic() + 5, Recorder("s", "t")), "b", 0, (1,))) == 1
+
+    def test_failures_are_remembered_by_number_the_last_ones(self) -> None:
+        box = Mailbox(Limits())
+        for number in range(1000):
+            box.fail(str(number), 0, PacketError("another machine of the group failed"))
+        assert list(box._failed) == [(str(number), 0) for number in range(744, 1000)]
+
+    def test_a_failure_that_is_remembered_does_not_keep_the_tensors_of_its_request(self) -> None:
+        """An exception that was raised refers to the stack on which it was, and that to all activations."""
+        box, held = Mailbox(Limits()), []
+
+        def work(act: Callable[[], object]) -> None:
+            activation = torch.zeros(3)
+            held.append(weakref.ref(activation))
+            act()
+
+        def lost() -> None:
+            raise WorkerLost("s", "tablet", "gone")
+
+        for act in (lost, lambda: box.take(self.job(), "b", 0, (1,))):
+            try:
+                work(act)
+            except WorkerLost as error:
+                box.fail("r", 0, error)
+        gc.collect()
+        assert [reference() for reference in held] == [None, None]
 
     def test_a_damaged_tensor_is_an_error_of_the_packet(self) -> None:
         box = Mailbox(Limits())

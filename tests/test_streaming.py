@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -181,6 +181,28 @@ MIB = 1 << 20
 HELD = Limits(held_nbytes=8 * MIB)
 
 
+@pytest.fixture
+def busy() -> Iterator[Callable[[Streams], threading.Event]]:
+    """Keeps a decoder at work until the event is set, at the latest when the test is over."""
+    gates = []
+
+    def start(streams: Streams) -> threading.Event:
+        gates.append(threading.Event())
+        streams._decoder.submit(gates[-1].wait)
+        return gates[-1]
+
+    yield start
+    for gate in gates:
+        gate.set()
+
+
+def settled(streams: Streams) -> bool:
+    """Once all that waits is decoded."""
+    gate = threading.Event()
+    streams._decoder.submit(gate.set)
+    return gate.wait(20)
+
+
 class TestWhatAPeerCanMakeAStageHold:
     """Many small lies: each piece is within the limits of a packet and of a tensor, their sum is not."""
 
@@ -217,14 +239,11 @@ class TestWhatAPeerCanMakeAStageHold:
             streams.take(Packet(Kind.REQUEST, "last"), "x", 5.0)
 
     @pytest.mark.parametrize(("part", "more", "fit"), [(torch.zeros(MIB // 4), None, 7), (torch.zeros(2), [{}] * 10_000, 6)])
-    def test_pieces_that_wait_for_a_busy_decoder(self, part: torch.Tensor, more: object, fit: int) -> None:
+    def test_pieces_that_wait_for_a_busy_decoder(self, busy, part: torch.Tensor, more: object, fit: int) -> None:
         """Large ones, and such whose header is large as soon as it was read."""
-        streams, gate = Streams(HELD), threading.Event()
-        streams._decoder.submit(gate.wait)
-        try:
-            assert self.fill(streams, (piece(n // 16, part, piece=n % 16, of=16, more=more) for n in range(100)), now=False) == fit
-        finally:
-            gate.set()
+        streams = Streams(HELD)
+        busy(streams)
+        assert self.fill(streams, (piece(n // 16, part, piece=n % 16, of=16, more=more) for n in range(100)), now=False) == fit
 
     def test_a_tensor_for_which_there_is_no_room_fails_at_once_and_others_do_not(self) -> None:
         streams = Streams(HELD)
@@ -241,30 +260,27 @@ class TestWhatAPeerCanMakeAStageHold:
 
     @pytest.mark.parametrize("now", [True, False])
     @pytest.mark.parametrize(("codec", "change"), [("raw", {"shape": [5]}), ("raw", {"start": 3}), ("zstd", {}), ("raw", {"of": 3})])
-    def test_a_tensor_that_failed_keeps_none_of_its_pieces(self, codec: str, change: dict[str, object], now: bool) -> None:
+    def test_a_tensor_that_failed_keeps_none_of_its_pieces(self, busy, codec: str, change: dict[str, object], now: bool) -> None:
         """Its error has no stack, which refers to all that was at hand."""
-        streams, gate = Streams(HELD), threading.Event()
+        streams = Streams(HELD)
         streams.put(piece("r", torch.zeros(2)), now=True)
         packet = piece("r", torch.zeros(2), **{"piece": 1, "start": 2} | change)
         packet = replace(packet, frames=(replace(packet.frames[0], codec=codec),))
         frame = weakref.ref(packet.frames[0].parts[0])
         streams.put(packet, now=now)
         del packet
-        streams._decoder.submit(gate.set)
-        assert gate.wait(20)
+        assert settled(streams)
         gc.collect()
         assert frame() is None
         (stream,) = streams._streams.values()
         assert (stream.tensor.done(), stream.nbytes, stream.whole) == (True, 0, None)
-        streams._decoder.submit(gate.clear)
-        streams._decoder.submit(gate.wait)
+        busy(streams)
         streams.put(piece("r", torch.zeros(2), piece=7, of=16))
         assert stream.nbytes == 0
-        gate.set()
 
-    def test_what_is_too_late_goes_although_the_decoder_is_busy(self) -> None:
-        streams, gate = Streams(HELD), threading.Event()
-        streams._decoder.submit(gate.wait)
+    def test_what_is_too_late_goes_although_the_decoder_is_busy(self, busy) -> None:
+        streams = Streams(HELD)
+        busy(streams)
         packet = piece("r", torch.zeros(2), left_s=0.0)
         frame = weakref.ref(packet.frames[0].parts[0])
         streams.put(packet)
@@ -272,7 +288,6 @@ class TestWhatAPeerCanMakeAStageHold:
         streams.put(piece("next", torch.zeros(2)))
         gc.collect()
         assert frame() is None
-        gate.set()
 
     def test_what_somebody_waits_for_stays(self) -> None:
         """Its first piece said that no time was left; its request says otherwise."""
@@ -308,7 +323,7 @@ class TestWhatAPeerCanMakeAStageHold:
 
     def test_the_sum_is_exact_whatever_happens_to_the_pieces(self) -> None:
         """Taken, damaged, refused, late, twice: at the end nothing is booked."""
-        streams, gate, chance = Streams(HELD), threading.Event(), random.Random(7)
+        streams, chance = Streams(HELD), random.Random(7)
         for _ in range(300):
             number, index = chance.randrange(20), chance.randrange(3)
             part = torch.zeros(chance.choice([1, 2, 3]) * MIB // 4)
@@ -324,8 +339,7 @@ class TestWhatAPeerCanMakeAStageHold:
         for number in range(20):
             with contextlib.suppress(PacketError, RequestTimeout):
                 streams.take(Packet(Kind.REQUEST, str(number)), "x", 0.0)
-        streams._decoder.submit(gate.set)
-        assert gate.wait(20)
+        assert settled(streams)
         assert not streams._streams
 
 

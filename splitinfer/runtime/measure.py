@@ -30,7 +30,7 @@ from splitinfer.stages import Stage
 from splitinfer.stopwatch import Sent, measure
 from splitinfer.tracing import Trace
 
-_LIMITS = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38)  # our own samples
+_LIMITS = Limits(packet_nbytes=1 << 40, tensor_nbytes=1 << 38, held_nbytes=1 << 40)  # our own samples
 _TIMEOUT_S = 900.0
 Measured = tuple[Measurement, Sent]
 

@@ -97,6 +97,7 @@ class WorkerActor:
         self.empty_nbytes = private_nbytes()
         self.store = FileStore()
         self.is_filled = False
+        self.waiting, self.waiting_nbytes = 0, 0
         self.worker = GroupWorker(Worker(config.index, config.codec, self.courier.send, self.mailbox, slowdown))
 
     async def is_loaded(self) -> bool:
@@ -145,8 +146,13 @@ class WorkerActor:
             if label(packet)[1] != SCATTER:
                 self.mailbox.put(packet)
                 return b""
-            recorder = Recorder(self.config.stage, self.tier)
-            await asyncio.get_running_loop().run_in_executor(self.compute, self.worker.work, packet, received_s, recorder)
+            self.limits.admit("blocks' inputs", self.waiting + 1, self.waiting_nbytes + packet.held_nbytes)
+            self.waiting, self.waiting_nbytes = self.waiting + 1, self.waiting_nbytes + packet.held_nbytes
+            try:
+                recorder = Recorder(self.config.stage, self.tier)
+                await asyncio.get_running_loop().run_in_executor(self.compute, self.worker.work, packet, received_s, recorder)
+            finally:
+                self.waiting, self.waiting_nbytes = self.waiting - 1, self.waiting_nbytes - packet.held_nbytes
         except Exception as error:  # whatever fails goes back as an error packet: nothing is pickled, nothing hangs
             return error_packet(error, self.tier).pack()
         return b""

@@ -1,7 +1,11 @@
 """The packet byte by byte: what is written, what is shared, and what each damaged field says."""
 
+import functools
+import gc
 import itertools
 import struct
+import tracemalloc
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -260,6 +264,61 @@ def test_too_many_frames():
     refused(data, "9 frames; the limit is 8", Limits(frames=8))
     refused(by_hand(header(frames=[ROW] * 65_537)), "65537 frames; the limit is 65536")
     refused(by_hand(header(frames=[ROW] * 2)), "two frames bear the same name")
+
+
+# -- what a packet takes in memory
+
+
+def nest(value, times):
+    return functools.reduce(lambda inner, _: {"": inner}, range(times), value)
+
+
+@pytest.mark.parametrize("over", [
+    {"meta": {"a": [{}] * 100_000}}, {"meta": {"a": [[]] * 100_000}}, {"meta": {"a": [nest({}, 30)] * 3_000}}, {"meta": nest({}, 400)},
+    {"meta": {"a": [{"": []}] * 50_000}}, {"meta": {"a": ["ab"] * 50_000}}, {"meta": {"a": [msgpack.ExtType(5, b"")] * 50_000}},
+    {"meta": {"a": "a" * 100_000 + "\U0001f600"}}, {"meta": {f"{n:x}": 0 for n in range(30_000)}},
+    {"sizes": {f"{n:x}": 1.5 for n in range(30_000)}}, {"frames": [[f"{n:x}", "", 0] for n in range(60_000)]},
+], ids=lambda over: str(over)[:40])
+def test_the_memory_of_a_header_is_at_most_what_is_declared(over):
+    """Headers chosen to make as many Python objects of a byte as can be."""
+    data = by_hand(header(**over))
+    gc.collect()
+    tracemalloc.start()
+    packet = Packet.unpack(data)
+    taken, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data) + taken < packet.held_nbytes
+    assert peak < packet.held_nbytes
+
+
+def test_the_memory_of_a_packet_holds_all_its_bytes_and_is_no_part_of_it():
+    data = by_hand(header(frames=[["x", "raw", 48]]), bytes(48))
+    packet = Packet.unpack(data)
+    assert len(data) < packet.held_nbytes < len(data) + 10_000
+    assert (SMALL.held_nbytes, replace(SMALL, held_nbytes=5)) == (0, SMALL)
+
+
+def test_names_are_kept_so_they_are_short():
+    long = "x" * 1024
+    assert Packet.unpack(by_hand(header(id=long, frames=[[long, "raw", 0]]))).request_id == long
+    refused(by_hand(header(id=long + "x")), "a name of 1025 characters; the limit is 1024")
+    refused(by_hand(header(frames=[[long + "x", "raw", 0]])), "a name of 1025 characters; the limit is 1024")
+
+
+@pytest.mark.parametrize("name", codecs.names())
+def test_decoded_bytes_are_known_before_a_tensor_is_decoded(name):
+    frame = Frame.encode("x", torch.rand(3, 8, 8).transpose(0, 2) > 0.5 if name == "bits" else torch.rand(3, 8, 8), codecs.get(name))
+    assert frame.decoded_nbytes(Limits()) == frame.decode(Limits()).nbytes == 768
+    assert frame.decoded_nbytes(Limits(tensor_nbytes=767)) == 0  # decode refuses it
+    assert Frame("x", name, ()).decoded_nbytes(Limits()) == Frame("x", name, (b"nonsense",)).decoded_nbytes(Limits()) == 0
+
+
+def test_what_may_wait_is_limited_in_number_and_bytes():
+    limits = Limits(held=3, held_nbytes=100)
+    limits.admit("letters", 3, 100)
+    for number, nbytes in ((4, 0), (0, 101)):
+        with pytest.raises(PacketError, match=f"letters: {number} would wait and take {nbytes} bytes; the limits are 3 and 100 bytes"):
+            limits.admit("letters", number, nbytes)
 
 
 # -- stage files
