@@ -45,3 +45,15 @@ def test_equal_seeds_give_equal_tables(name, tmp_path):
         exact = [row for row in runs[0] if row.get("forecast", row.get("run")).endswith(("raw", "zstd", "best plan"))]
         assert len(exact) == 3
         assert all(float(row["largest_difference"]) < 1e-5 for row in exact)
+
+
+@pytest.mark.slow
+def test_requests_go_on_while_machines_are_killed(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "survive.py"), "--seconds", "40", "--out", str(tmp_path)]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    found = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "none lost" in found.stdout
+    with (tmp_path / "survive.csv").open(encoding="utf-8") as file:
+        assert len({row["by"] for row in csv.DictReader(file)}) > 1
+    assert (tmp_path / "survive.png").read_bytes()[:4] == b"\x89PNG"

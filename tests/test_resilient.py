@@ -1,8 +1,10 @@
 """A family of plans on real Ray nodes of this machine: processes, gateways and nodes are killed, and every call is answered."""
 
+import json
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import odd_models
 import psutil
@@ -14,14 +16,15 @@ from torch import nn
 from cluster import lifecycle
 from cluster.topology import Topology
 from splitinfer import capture, zoo
+from splitinfer.cli import main
 from splitinfer.errors import Closed, InputError, Overloaded, PlanError, RequestTimeout, StageError
-from splitinfer.plans import Plan
+from splitinfer.plans import Cost, Plan
 from splitinfer.runtime.resilient import resilient
 from splitinfer.supervisor import Settings
 from splitinfer.verify import balanced_stages
 
 TIERS = ("device", "edge", "cloud")
-TOPOLOGY = Topology.loads("""
+CLUSTER = """
 version: 1
 tiers:
   - {name: device, compute: measured}
@@ -31,7 +34,8 @@ links:
   - {between: [device, edge], up: 50 Mbps, latency: 1 ms}
   - {between: [edge, cloud], up: 50 Mbps, latency: 1 ms}
 direct: {up: 50 Mbps, latency: 2 ms}
-""")
+"""
+TOPOLOGY = Topology.loads(CLUSTER)
 PATIENT = Settings(silence_s=10.0)  # this machine may be busy with other things
 BEST, WITHOUT_EDGE = "device+edge+cloud", "device+cloud"
 
@@ -268,3 +272,18 @@ class TestWithoutCluster:
             answer, trace = pipeline.traced(*args)
         assert answer == args[0].sum()
         assert (trace.degraded, trace.answered_by) == (True, "a smaller model")
+
+
+@pytest.mark.slow
+def test_the_command_says_who_answered(cluster, digits, tmp_path, capsys):
+    graph, _, _ = digits
+    for name, plan in zip(("plan.json", "plan-without-edge.json"), family(graph), strict=True):
+        costly = replace(plan, cost=Cost(latency_s=0.01 if name == "plan.json" else 0.02), objective="latency")
+        costly.save(tmp_path / name)
+    (tmp_path / "cluster.yaml").write_text(CLUSTER, encoding="utf-8")
+    arguments = ["--family", str(tmp_path), "--cluster", "resilient", "--topology", str(tmp_path / "cluster.yaml"), "--requests", "20"]
+    assert main(["run", "splitinfer.zoo:digits", *arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["errors"] == {}
+    assert sum(row["requests"] for row in report["answers"]) == 20
+    assert report["answers"][0]["by"] == BEST
