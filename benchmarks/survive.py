@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,9 @@ from cluster.testbed import Testbed, namespaces
 from cluster.topology import Topology
 from splitinfer import zoo
 from splitinfer.plans import Plan
-from splitinfer.runtime.resilient import Access, ResilientPipeline, resilient
+from splitinfer.runtime.child import Access
+from splitinfer.runtime.resilient import ResilientPipeline, resilient
+from splitinfer.supervisor import Accept, Event, Instruction, Refuse
 from splitinfer.verify import balanced_stages
 
 TIERS = ("device", "edge", "cloud")
@@ -77,9 +79,8 @@ class Answer:
 class Outcome:
     """What callers saw while things went wrong."""
 
+    sent: int = 0
     answers: list[Answer] = field(default_factory=list)
-    called_back: Counter[int] = field(default_factory=Counter)
-    """Times that each request was answered."""
 
 
 class Model:
@@ -117,8 +118,7 @@ class Caller:
     def __init__(self, model: Model, pipeline: ResilientPipeline, rate_per_s: float, most: int | None = None) -> None:
         self.model, self.pipeline, self.gap_s, self.most = model, pipeline, 1 / rate_per_s, most
         self.outcome = Outcome()
-        self._end, self._open = threading.Event(), threading.Semaphore(0)
-        self._sent = 0
+        self._end, self._answered = threading.Event(), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Caller:
@@ -130,26 +130,24 @@ class Caller:
         self.wait()
 
     def wait(self) -> Outcome:
-        """Until the last request is answered."""
+        """Until the last request is answered, or none is answered any more."""
         self._thread.join()
-        for _ in range(self._sent):
-            self._open.acquire()
-        self._sent = 0
+        while len(self.outcome.answers) < self.outcome.sent and self._answered.acquire(timeout=2 * TIMEOUT_S):
+            pass
         return self.outcome
 
     def _run(self) -> None:
         start = time.monotonic()
-        while not self._end.is_set() and (self.most is None or self._sent < self.most):
-            self._end.wait(max(0.0, start + self._sent * self.gap_s - time.monotonic()))
-            number, sent_s = self._sent, time.monotonic()
-            self._sent += 1
+        while not self._end.is_set() and (self.most is None or self.outcome.sent < self.most):
+            self._end.wait(max(0.0, start + self.outcome.sent * self.gap_s - time.monotonic()))
+            number, sent_s = self.outcome.sent, time.monotonic()
+            self.outcome.sent += 1
             future = self.pipeline.start(self.model.inputs[number % _INPUTS])
             future.add_done_callback(self._noted(number, sent_s))
 
     def _noted(self, number: int, sent_s: float) -> Callable[[Future[Any]], None]:
         def note(future: Future[Any]) -> None:
             took_s = time.monotonic() - sent_s
-            self.outcome.called_back[number] += 1
             if (error := future.exception()) is not None:
                 found = Answer(sent_s, took_s, "nobody", f"{type(error).__name__}: {error}")
             else:
@@ -157,9 +155,22 @@ class Caller:
                 right = bool((answer - self.model.wanted[number % _INPUTS]).abs().max() <= _CLOSE)
                 found = Answer(sent_s, took_s, trace.answered_by, "right" if right else "wrong")
             self.outcome.answers.append(found)
-            self._open.release()
+            self._answered.release()
 
         return note
+
+
+def counted_ends(pipeline: ResilientPipeline) -> Counter[str]:
+    """How often each request is ended from now on; a future alone would not show a second answer."""
+    ended, handle = Counter[str](), pipeline.machine.handle
+
+    def watched(event: Event, now_s: float) -> list[Instruction]:
+        said = handle(event, now_s)
+        ended.update(each.request for each in said if isinstance(each, Accept | Refuse))
+        return said
+
+    pipeline.machine.handle = watched
+    return ended
 
 
 # -- chaos
@@ -192,7 +203,8 @@ class Chaos:
         if not running:
             return "stage: none runs"
         tier, victim = self.chance.choice(running)
-        victim.kill()
+        with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            victim.kill()
         return f"stage on {tier}"
 
     def _node(self) -> str:
@@ -208,10 +220,11 @@ class Chaos:
         return f"link {' - '.join(wire.between)} for {for_s:.1f} s"
 
     def _gateway(self) -> str:
-        pid = self.pipeline.gateway_pid
+        pid = self.pipeline.driver.gateway_pid
         if pid is None:
             return "gateway: none runs"
-        psutil.Process(pid).kill()
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
         return "gateway"
 
 
@@ -232,7 +245,7 @@ def chaos(seeds: list[int], requests: int) -> list[dict[str, Any]]:
     model, rows = Model(), []
     for seed in seeds:
         with running(model) as (testbed, pipeline):
-            faults = Chaos(seed, testbed, pipeline)
+            faults, ended = Chaos(seed, testbed, pipeline), counted_ends(pipeline)
             with Caller(model, pipeline, RATE_PER_S, requests) as caller:
                 while caller._thread.is_alive():
                     time.sleep(faults.chance.uniform(3.0, 12.0))
@@ -240,7 +253,8 @@ def chaos(seeds: list[int], requests: int) -> list[dict[str, Any]]:
                 outcome = caller.wait()
             settled = pipeline.wait_for(timeout_s=_SETTLE_S)
             again = recoveries(faults.faults, pipeline)
-            rows.append(_chaos_row(seed, faults.faults, outcome, pipeline, settled) | {"recoveries": again})
+            twice = sum(count > 1 for count in ended.values())
+            rows.append(_chaos_row(seed, faults.faults, outcome, pipeline, settled) | {"twice": twice, "recoveries": again})
         print(tabulate([{name: value for name, value in rows[-1].items() if name != "recoveries"}], headers="keys", floatfmt=".2f"))
         print(tabulate(again, ["fault", "plan changed after s", "best plan again s after its end"], floatfmt=".1f"), "\n", flush=True)
     return rows
@@ -262,10 +276,9 @@ def _chaos_row(seed: int, faults: list[Fault], outcome: Outcome, pipeline: Resil
     ends = sorted(answer.sent_s + answer.took_s for answer in answers)
     best = next(iter(pipeline.fronts))
     return {
-        "seed": seed, "requests": len(answers), **_kinds(faults),
-        "lost": sum(answer.outcome not in ("right", "wrong") for answer in answers),
+        "seed": seed, "requests": outcome.sent, **_kinds(faults),
+        "lost": outcome.sent - sum(answer.outcome in ("right", "wrong") for answer in answers),
         "wrong": sum(answer.outcome == "wrong" for answer in answers),
-        "twice": sum(count > 1 for count in outcome.called_back.values()),
         "degraded": sum(answer.by == "the whole model" for answer in answers),
         "longest_s": max(answer.took_s for answer in answers),
         "p50_ms": 1e3 * statistics.median(answer.took_s for answer in answers),
@@ -276,7 +289,7 @@ def _chaos_row(seed: int, faults: list[Fault], outcome: Outcome, pipeline: Resil
 
 
 def _kinds(faults: list[Fault]) -> dict[str, int]:
-    found = Counter(fault.what.split()[0].rstrip(":") for fault in faults)
+    found = Counter(fault.what.split()[0] for fault in faults if "none runs" not in fault.what)
     return {f"{kind}s": found[kind] for kind in ("stage", "node", "link", "gateway")}
 
 
@@ -314,12 +327,15 @@ def offline(seconds: float) -> list[dict[str, Any]]:
             pipeline.wait_for(timeout_s=_SETTLE_S)
             time.sleep(2.0)
             caller._end.set()
-            answers = caller.wait().answers
+            outcome = caller.wait()
+            answers = outcome.answers
             alone = [answer.sent_s + answer.took_s - cut_s for answer in answers if answer.by == "the whole model"]
+            alone = [took_s for took_s in alone if took_s > 0]  # the machine may have been too busy for a moment before
             back = [answer.sent_s + answer.took_s - restored_s for answer in answers if answer.sent_s > restored_s and "+" in answer.by]
             rows.append({
-                "cut_s": for_s, "requests": len(answers), "lost or wrong": sum(answer.outcome != "right" for answer in answers),
-                "first_degraded_answer_s": min(alone), "longest_request_s": max(answer.took_s for answer in answers),
+                "cut_s": for_s, "requests": outcome.sent,
+                "lost or wrong": outcome.sent - sum(answer.outcome == "right" for answer in answers),
+                "first_degraded_answer_s": min(alone, default=float("nan")), "longest_request_s": max(answer.took_s for answer in answers),
                 "remote_again_s": min(back, default=float("nan")),
                 "best_again_s": pipeline.switches[-1].at_s - restored_s if pipeline.current == best else float("nan"),
             })  # fmt: skip

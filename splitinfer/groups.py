@@ -292,7 +292,12 @@ class GroupWorker:
         if block not in self.programs:
             raise Regrouped(recorder.stage, recorder.tier, f"it holds {sorted(self.programs)}, not block '{block}'")
         program, is_root = self.programs[block]
+        limits, given = self.worker.mailbox.limits, {frame.name for frame in packet.frames}
+        if left_s > limits.held_s or not given.issuperset(program.inputs):
+            raise PacketError(
+                f"block '{block}' needs {list(program.inputs)} and at most {limits.held_s:g} s; got {sorted(given)} and {left_s:g} s"
+            )
         job = Job(packet.request_id, packet.attempt, received_s + left_s, recorder)
-        outputs = self.worker.drive(program, tensors_of(packet, self.worker.mailbox.limits), packet.sizes, job, block)
+        outputs = self.worker.drive(program, tensors_of(packet, limits), packet.sizes, job, block)
         if is_root:
             self.worker.post(job, block, RESULT, {HOST: outputs})

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from splitinfer.codecs.packet import Frame, Limits
-from splitinfer.errors import PlanError
+from splitinfer.errors import Closed, PlanError
 from splitinfer.front import Front
 from splitinfer.graph import Graph
 from splitinfer.groups import LocalBlock
@@ -44,16 +44,19 @@ class Pipeline(Front, ABC):
         return self.start(*args, **kwargs).result()
 
     def start(self, *args: Any, **kwargs: Any) -> Future[tuple[Any, Trace]]:
-        """A future of the answer and its trace."""
+        """A future of the answer and its trace. Its callbacks run on threads that other requests need: they must not block."""
         return self._submit(args, kwargs)
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
-        """A future of what the model returns for this call."""
+        """A future of what the model returns for this call; see :meth:`start`."""
         outer: Future[Any] = Future()
 
         def finish(inner: Future[tuple[Any, Trace]]) -> None:
-            error = inner.exception()
-            if error is not None:
+            if not outer.set_running_or_notify_cancel():
+                return  # nobody wants it any more
+            if inner.cancelled():
+                outer.set_exception(Closed("the request was cancelled, or its pipeline closed before there was an answer"))
+            elif (error := inner.exception()) is not None:
                 outer.set_exception(error)
             else:
                 outer.set_result(inner.result()[0])

@@ -13,6 +13,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from splitinfer.errors import SplitinferError
 
 T = TypeVar("T")
+LARGEST_NBYTES = 1 << 28
+"""Of a file: 256 MiB; the largest profile takes some."""
 _HUGE = 1e18  # bytes and FLOPs of a request are far below, and whole numbers above 1e308 cannot be divided
 
 
@@ -21,9 +23,13 @@ class Malformed(ValueError):
 
 
 def text_of(path: str | Path, what: str, error: type[SplitinferError]) -> str:
-    """The text of a file; raises `error` where it cannot be read."""
+    """The text of a file; raises `error` where it cannot be read, or is too large."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            data = file.read(LARGEST_NBYTES + 1)
+        if len(data) > LARGEST_NBYTES:
+            raise error(f"the {what} {path} is larger than {LARGEST_NBYTES >> 20} MiB: it is something else")
+        return data.decode()
     except (OSError, UnicodeDecodeError) as reason:
         raise error(f"cannot read the {what} {path}: {getattr(reason, 'strerror', None) or 'it is not UTF-8 text'}") from reason
 
@@ -32,6 +38,8 @@ def document(kind: type[T], text: str, what: str, versions: tuple[int, ...], err
     """The dataclass that a file's text holds beside its `version`; raises `error`, which names the field."""
     try:
         data = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, which can be neither printed nor sent
+            json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as reason:
         raise error(f"a {what} is JSON: {reason}") from reason
     version = data.pop("version", None) if isinstance(data, dict) else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from splitinfer import codecs
+from splitinfer.codecs.block import TensorLike
 from splitinfer.codecs.packet import Frame, Kind, Limits, Packet
 from splitinfer.errors import CodecError, PacketError, RequestTimeout, StageError
 from splitinfer.groups import BlockPart, Job, LocalBlock, Worker
@@ -21,13 +23,27 @@ from splitinfer.tracing import Recorder, Span
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """A request that a stage has looked at and not begun."""
+
+    packet: Packet
+    received_s: float
+    """On the monotonic clock."""
+    left_s: float
+    """Seconds until it expires, from then on."""
+
+    @property
+    def rest_s(self) -> float:
+        """Seconds until it expires, from now on."""
+        return self.left_s - (time.monotonic() - self.received_s)
+
+
+@dataclass(frozen=True)
 class Step:
     """What a stage made of one request."""
 
     request: Packet
     """As it came."""
-    left_s: float
-    """Seconds until the request expires, counted from its arrival."""
     onward: bytes | None
     """The packet for the next stage; None behind the last one, and where the request ends here."""
     results: tuple[Frame, ...]
@@ -92,30 +108,42 @@ class StageRunner:
             self.streams.put(packet)
         return bool(names & set(self.route.passes))
 
-    def run(self, data: bytes, received_s: float | None = None, *, alone: bool = False, emit: Callable[[bytes], None] = _nowhere) -> Step:
-        """One request, which arrived at `received_s` on the monotonic clock (default: now).
+    def run(self, data: bytes, *, alone: bool = False, emit: Callable[[bytes], None] = _nowhere) -> Step:
+        """One request, taken and worked on. Raises what `accept` and `work` raise."""
+        return self.work(self.accept(data), alone=alone, emit=emit)
 
-        `emit` takes the packets of what goes in pieces, each when it is made.
-        `alone`: nobody behind can be asked, so the last exit here answers, sure or not. Raises PacketError for a damaged
-        packet, RequestTimeout for one that expired in the queue, and StageError for whatever fails inside.
+    def accept(self, data: bytes) -> Accepted:
+        """Look at a request that arrives now. Raises PacketError for a damaged one, one without a deadline that can be kept,
+        and one that was taken before; nothing is decoded for these.
         """
-        received_s = time.monotonic() if received_s is None else received_s
         packet = Packet.unpack(data, self.limits)
-        left_s = packet.meta.get("left_s", float("inf"))
-        if not isinstance(left_s, int | float):
-            raise PacketError(f"left_s is a number of seconds; got {left_s!r:.80}")
-        if time.monotonic() - received_s > left_s:
-            raise RequestTimeout(f"the request expired in the queue of stage '{self.name}'; {left_s:.3f} s were left on arrival")
         if packet.kind is not Kind.REQUEST:
             raise PacketError(f"a stage takes requests; got a packet of kind {packet.kind.name}")
+        accepted = Accepted(packet, time.monotonic(), _left_s(packet, self.limits))
         self._take_once(packet)
+        return accepted
+
+    def arriving(self, accepted: Accepted) -> list[Future[Tensor]]:
+        """Its tensors that come in pieces: `work` waits for none of them once all are done. Raises PacketError where too many arrive."""
+        return self.streams.arriving(accepted.packet, self.route.streamed, accepted.left_s)
+
+    def work(self, accepted: Accepted, *, alone: bool = False, emit: Callable[[bytes], None] = _nowhere) -> Step:
+        """Decode, compute, encode.
+
+        `emit` takes the packets of what goes in pieces, each when it is made.
+        `alone`: nobody behind can be asked, so the last exit here answers, sure or not. Raises PacketError for a tensor
+        that cannot be read, RequestTimeout for a request that expired in the queue, and StageError for whatever fails inside.
+        """
+        packet = accepted.packet
+        if accepted.rest_s < 0:
+            raise RequestTimeout(f"the request expired in the queue of stage '{self.name}'; {accepted.left_s:.3f} s were left on arrival")
         recorder = Recorder(self.name, self.tier, self.slowdown)
         with recorder.span("decode"):
             tensors = {name: self._take(packet, name) for name in self.route.decodes if name not in self.route.streamed}
         if self.route.streamed:
             with recorder.span("transfer", stretch=False):  # its pieces were stretched one by one
-                tensors |= {name: self._checked(name, self.streams.take(packet, name, left_s)) for name in self.route.streamed}
-        job = Job(packet.request_id, packet.attempt, received_s + left_s, recorder)
+                tensors |= {name: self._checked(name, self.streams.take(packet, name, accepted.rest_s)) for name in self.route.streamed}
+        job = Job(packet.request_id, packet.attempt, accepted.received_s + accepted.left_s, recorder)
         outputs, taken = self._compute(tensors, packet, job, alone)
         with recorder.span("encode"):
             pieces = () if taken else self.route.streams
@@ -124,18 +152,17 @@ class StageRunner:
             results = tuple(Frame.encode(name, outputs[made], codecs.get("raw")) for name, made in returns.items())
         spans = recorder.finish()
         if taken:
-            return Step(packet, left_s, None, results, spans, taken.layer, not _sure(taken, outputs))
+            return Step(packet, None, results, spans, taken.layer, not _sure(taken, outputs))
         onward, since_s = None, time.perf_counter() if pieces else None
         for name in pieces:
-            rest_s = left_s - (time.monotonic() - received_s)
-            codec = self.route.sends[name]
-            for made in packed_pieces(name, (tensors | outputs)[name], codec, packet.request_id, packet.attempt, rest_s, self.slowdown):
+            codec, source = self.route.sends[name], (tensors | outputs)[name]
+            for made in packed_pieces(name, source, codec, packet.request_id, packet.attempt, accepted.rest_s, self.slowdown):
                 emit(made)
         if not self.last:
             passed = tuple(packet.frame(name) for name in self.route.forwards)
-            meta = {**packet.meta, "left_s": left_s - (time.monotonic() - received_s)}
+            meta = {**packet.meta, "left_s": accepted.rest_s}
             onward = Packet(Kind.REQUEST, packet.request_id, frames + passed, packet.attempt, packet.sizes, meta).pack()
-        return Step(packet, left_s, onward, results, spans, streaming_since_s=since_s)
+        return Step(packet, onward, results, spans, streaming_since_s=since_s)
 
     def _take_once(self, packet: Packet) -> None:
         """Raise PacketError for an attempt that was taken before: each is answered once."""
@@ -149,17 +176,21 @@ class StageRunner:
         self._taken[key] = None
 
     def _take(self, packet: Packet, name: str) -> Tensor:
+        frame = packet.frame(name)
         try:
-            tensor = packet.frame(name).decode(self.limits)
+            self._check(name, frame.header(self.limits))  # before memory is taken for it
+            return frame.decode(self.limits).to(self.device)
         except CodecError as error:
             raise PacketError(f"tensor '{name}': {error}") from error
-        return self._checked(name, tensor)
 
     def _checked(self, name: str, tensor: Tensor) -> Tensor:
+        self._check(name, tensor)
+        return tensor.to(self.device)
+
+    def _check(self, name: str, tensor: TensorLike) -> None:
         for part in (part for within in self.parts for part in within):
             if isinstance(part, Stage) and name in part.expects:
                 check_input(part, name, tensor)
-        return tensor.to(self.device)
 
     def _compute(
         self, tensors: Mapping[str, Tensor], packet: Packet, job: Job, alone: bool
@@ -193,6 +224,16 @@ class StageRunner:
     def _encode(self, tensors: Mapping[str, Tensor], without: Sequence[str]) -> tuple[Frame, ...]:
         sends = ((name, codec) for name, codec in self.route.sends.items() if name not in without)
         return tuple(Frame.encode(name, tensors[name], codecs.get(codec)) for name, codec in sends)
+
+
+def _left_s(packet: Packet, limits: Limits) -> float:
+    """Seconds until a request expires; what says nothing of that, or too much, would be waited for without end."""
+    left_s = packet.meta.get("left_s")
+    if not isinstance(left_s, int | float) or isinstance(left_s, bool) or left_s != left_s:
+        raise PacketError(f"left_s is a number of seconds; got {left_s!r:.80}")
+    if left_s > limits.held_s:
+        raise PacketError(f"left_s is {left_s:g} s; the limit is {limits.held_s:g}. Give requests less time, or raise Limits.held_s")
+    return left_s
 
 
 def _sure(exit_: PlannedExit, outputs: Mapping[str, Tensor]) -> bool:

@@ -34,6 +34,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     )
     for name in names
 }
+_FILES = {"filename", "path"}
+"""Arguments of operators that touch files: aten::from_file, aten::save, and those of torchvision."""
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 
 
@@ -135,6 +137,8 @@ def _load_target(op: str, target: str) -> Any:
         found = None
     if not isinstance(found, torch._ops.OpOverload | torch._ops.HigherOrderOperator):
         raise PlanError(f"this machine does not know the operator '{target}'; install the package that registers it")
+    if isinstance(found, torch._ops.OpOverload) and _FILES & {argument.name for argument in found._schema.arguments}:
+        raise PlanError(f"a stage file holds the operator '{target}', which reads or writes files of this machine; no stage may")
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from splitinfer.codecs.block import TensorLike
 from splitinfer.errors import CutError, StageError
 from splitinfer.graph import Graph, weights_nbytes
 
@@ -177,10 +178,10 @@ def held_weights(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def check_input(stage: Stage, name: str, tensor: Tensor) -> None:
+def check_input(stage: Stage, name: str, tensor: TensorLike) -> None:
     """Raise StageError where a received tensor is not what the stage was carved for."""
     dtype, shape = stage.expects[name]
-    fits = len(shape) == tensor.dim() and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))
+    fits = len(shape) == len(tensor.shape) and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))
     if not fits or str(tensor.dtype) != f"torch.{dtype}":
         wanted = "x".join("*" if size is None else str(size) for size in shape)
         cause = f"received '{name}' as {tensor.dtype} {tuple(tensor.shape)}; expected torch.{dtype} {wanted}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -202,6 +202,11 @@ class Streams:
             self._decode(stream, place.index)
         else:
             self._decoder.submit(self._decode, stream, place.index)
+
+    def arriving(self, packet: Packet, names: Sequence[str], left_s: float) -> list[Future[Tensor]]:
+        """These tensors of a request, for who must not wait in `take`. Raises PacketError where too many are under way."""
+        with self._lock:
+            return [self._stream(packet, name, time.monotonic() + left_s).tensor for name in names]
 
     def take(self, packet: Packet, name: str, left_s: float) -> Tensor:
         """A tensor of this request, once its last piece is decoded. Raises RequestTimeout, or PacketError for damaged pieces."""

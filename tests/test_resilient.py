@@ -155,7 +155,7 @@ def test_a_killed_gateway_is_started_again_while_the_device_answers(running, dig
     _, args, want = digits
     wait(running, BEST)
     with Callers(running, args) as callers:
-        psutil.Process(running.gateway_pid).kill()
+        psutil.Process(running.driver.gateway_pid).kill()
         wait(running, None)
         wait(running, BEST)
     check(callers, want)
@@ -197,7 +197,7 @@ class TestWithoutCluster:
 
     @pytest.fixture
     def nowhere(self, tmp_path):
-        from splitinfer.runtime.resilient import Access
+        from splitinfer.runtime.child import Access
 
         token = tmp_path / "token"
         token.write_text("0" * 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from math import prod
 from typing import ClassVar
@@ -25,6 +25,7 @@ from splitinfer.errors import CodecError
 
 _PARAMETERS = struct.Struct("<B7x")  # quality
 _SIDE = 8
+_MOST_CHANNELS = 4096  # each costs calls of its own, however small it is
 _CENTRE = 128.0  # of the levels of a pixel
 # ITU-T T.81, annex K: tables K.1 for luminance and K.2 for chrominance.
 _LUMINANCE = (
@@ -45,7 +46,8 @@ class Dct(Lossy):
     Pixels become levels 0..255 as with `uint8`; three channels become luminance and colour differences at half the
     resolution; 8 x 8 blocks are transformed and quantised by JPEG's tables scaled to the quality, 1 to 100, as the
     Independent JPEG Group scales them. Coefficients of one frequency lie together and zstd takes the place of JPEG's
-    Huffman coder. No bound on the error. Other tensors travel lossless.
+    Huffman coder. No bound on the error. Other tensors travel lossless, among them images that padding to whole
+    blocks would more than double, and those of more than 4,096 channels.
     """
 
     codec_id: ClassVar[int] = 9
@@ -113,17 +115,25 @@ class Dct(Lossy):
         return blocks.view(images, height // _SIDE, width // _SIDE, _SIDE, _SIDE).transpose(2, 3).reshape(shape)
 
     def coded_nbytes(self, spec: TensorLike) -> int:
-        if len(spec.shape) != 4:
+        if not _has_form(spec.shape):
             return 0  # travels lossless, which the caller has counted
         words = sum(prod(shape) for shape, _ in _plane_shapes(tuple(spec.shape)))
         return len(self.parameters) + 8 * spec.shape[1] + 2 * words + (2 * words >> 8) + 64
 
     def estimate(self, spec: TensorLike) -> int:
-        return max(self._whole.estimate(spec), super().estimate(spec)) if len(spec.shape) != 4 else super().estimate(spec)
+        return max(self._whole.estimate(spec), super().estimate(spec)) if not _has_form(spec.shape) else super().estimate(spec)
 
 
 def _is_image(header: Header) -> bool:
-    return len(header.shape) == 4 and header.count == prod(header.shape) > 0
+    return _has_form(header.shape) and header.count == prod(header.shape)
+
+
+def _has_form(shape: Sequence[int]) -> bool:
+    """Whether these are images. Those that padding more than doubles are none: decoded, a pixel of its own takes a whole block."""
+    if len(shape) != 4 or not all(shape) or shape[1] > _MOST_CHANNELS:
+        return False
+    height, width = (-(-side // _SIDE) * _SIDE for side in shape[2:])
+    return height * width <= 2 * shape[2] * shape[3]
 
 
 def _planes(pixels: Tensor) -> Iterator[tuple[Tensor, bool]]:

@@ -109,9 +109,13 @@ class Frame:
     def decoded_nbytes(self, limits: Limits) -> int:
         """Bytes of the tensor, read off its header; 0 where `decode` refuses it."""
         try:
-            return Header.unpack(self.parts[0] if self.parts else b"", limits.tensor_nbytes)[0].nbytes
+            return self.header(limits).nbytes
         except CodecError:
             return 0
+
+    def header(self, limits: Limits) -> Header:
+        """Dtype, shape and layout that the tensor is said to have. Raises CodecError where that is more than `limits` allow."""
+        return Header.unpack(self.parts[0] if self.parts else b"", limits.tensor_nbytes)[0]
 
     @property
     def nbytes(self) -> int:

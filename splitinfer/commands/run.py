@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Run a plan, or a family of plans."""
     report = _family(options) if options.family else _plan(options)
     emit(report.to_dict()) if options.json else print(report)
-    return 0
+    return 1 if report.to_dict().get("errors") else 0
 
 
 def _plan(options: argparse.Namespace) -> RunReport:

@@ -34,12 +34,12 @@ from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
 from splitinfer import __version__
 from splitinfer.codecs.packet import Kind, Packet
-from splitinfer.errors import Overloaded, PacketError, StageLost
+from splitinfer.errors import Overloaded, PacketError, RequestTimeout, StageLost
 from splitinfer.groups import HOST, Mailbox, Worker
 from splitinfer.memory import keep_freed_memory, private_nbytes
 from splitinfer.parts import load_parts
-from splitinfer.runner import StageRunner, Step
-from splitinfer.runtime.calls import awaited, call_stage, first_line, in_time
+from splitinfer.runner import Accepted, StageRunner, Step
+from splitinfer.runtime.calls import awaited, call_stage, first_line, in_time, reply
 from splitinfer.runtime.errors import error_packet
 from splitinfer.runtime.shipment import Rate, StageConfig
 from splitinfer.runtime.worker import Courier, gathered, receives
@@ -121,20 +121,24 @@ class StageActor:
 
     async def receive(self, data: bytes) -> bytes:
         """A message of a machine that shares layers with this one: an error packet, or nothing."""
-        return receives(self.mailbox, data, self.config.limits)
+        return receives(self.mailbox, data, self.config.group)
 
     def connect(self, following: Any) -> None:
         """Name the actor that runs the next stage."""
         self.next = following
 
     async def is_loaded(self) -> bool:
-        """Whether it has its layers; False right after a start."""
-        return self.runner is not None
+        """Whether it has its layers and knows who follows; False right after a start."""
+        return self._can_work
+
+    @property
+    def _can_work(self) -> bool:
+        return self.runner is not None and (self.config.last or self.next is not None)
 
     async def ping(self, timeout_s: float) -> tuple[int, str]:
         """How many stages from this one on can work, by way of each other, and why the one behind them cannot."""
         try:
-            if self.runner is None:
+            if not self._can_work:
                 return 0, RESTARTED
             if self.courier is not None:
                 await in_time(asyncio.gather(*(awaited(peer.is_loaded.remote()) for peer in self.courier.handles.values())), timeout_s)
@@ -169,7 +173,7 @@ class StageActor:
 
     @property
     def _ready(self) -> StageRunner:
-        if self.runner is None:
+        if self.runner is None or not self._can_work:
             raise StageLost(self.config.name, "process", RESTARTED)
         return self.runner
 
@@ -205,22 +209,25 @@ class StageActor:
                 )
             self.waiting, self.waiting_nbytes = self.waiting + 1, self.waiting_nbytes + len(data)
             try:
-                answer, spans = await self._handle(data, time.monotonic())
+                answer, spans = await self._handle(data)
             finally:
                 self.waiting, self.waiting_nbytes = self.waiting - 1, self.waiting_nbytes - len(data)
         except Exception as error:  # whatever fails goes back as an error packet: nothing is pickled, nothing hangs
             answer, spans = error_packet(error, self.config.tier).pack(), []
         return answer, msgpack.packb(spans)
 
-    async def _handle(self, data: bytes, received_s: float) -> tuple[bytes, list[list[Any]]]:
+    async def _handle(self, data: bytes) -> tuple[bytes, list[list[Any]]]:
         loop = asyncio.get_running_loop()
         pieces: list[asyncio.Task[tuple[Span, ...]]] = []
 
         def emit(piece: bytes) -> None:  # on the computing thread
             loop.call_soon_threadsafe(lambda: pieces.append(loop.create_task(self._send_piece(piece))))
 
-        step: Step = await loop.run_in_executor(self.worker, partial(self._ready.run, data, received_s, emit=emit))
-        results, spans = list(step.results), pack_spans(step.spans)
+        runner = self._ready
+        accepted = runner.accept(data)
+        arrival = await self._arrival(runner, accepted)
+        step: Step = await loop.run_in_executor(self.worker, partial(runner.work, accepted, emit=emit))
+        results, spans = list(step.results), pack_spans(arrival + step.spans)
         meta: Mapping[str, Any] = {"exit": step.exit} if step.exit else {}
         if step.onward is not None:
             sending = asyncio.ensure_future(self.up.send(len(step.onward)))  # it takes the links right behind the pieces
@@ -228,10 +235,9 @@ class StageActor:
             spans += pack_spans(transfer + _behind(await sending, transfer))
             if passed := self.passed.pop((step.request.request_id, step.request.attempt), None):
                 spans += pack_spans([passed])
-            left = step.left_s - (time.monotonic() - received_s)
-            answer, later = await call_stage(self.next, step.onward, left, self.config.name)
-            spans += msgpack.unpackb(later)
-            packet = Packet.unpack(answer, self.config.limits)
+            answer, later = await call_stage(self.next, step.onward, accepted.rest_s, self.config.name)
+            packet = reply(answer, step.request, self.config.limits)
+            spans += pack_spans(later)
             if packet.kind is Kind.ERROR:
                 return answer, spans
             results += packet.frames
@@ -239,6 +245,19 @@ class StageActor:
         response = Packet(Kind.RESPONSE, step.request.request_id, tuple(results), step.request.attempt, meta=meta).pack()
         spans += pack_spans(await self.down.send(len(response)))
         return response, spans
+
+    async def _arrival(self, runner: StageRunner, accepted: Accepted) -> tuple[Span, ...]:
+        """Wait here for what comes in pieces: a request whose pieces are lost must not hold up the thread that computes."""
+        start, arriving = time.perf_counter(), runner.arriving(accepted)
+        if not arriving:
+            return ()
+        there, late = await asyncio.wait([asyncio.wrap_future(tensor) for tensor in arriving], timeout=max(0.0, accepted.rest_s))
+        for tensor in there:
+            tensor.exception()  # raised where it is taken
+        if late:
+            names = ", ".join(name for name, tensor in zip(runner.route.streamed, arriving, strict=True) if not tensor.done())
+            raise RequestTimeout(f"the pieces of {names} did not arrive within {accepted.left_s:g} s")
+        return (Span(self.config.name, self.config.tier, "transfer", start, time.perf_counter() - start),)
 
     def _transfer(self, step: Step, pieces: Sequence[Span]) -> tuple[Span, ...]:
         """Encoding and sending in pieces, which overlap, as one span."""

@@ -23,6 +23,7 @@ from splitinfer.graph import Graph
 from splitinfer.memory import keep_freed_memory
 from splitinfer.pipeline import Pipeline
 from splitinfer.plans import Plan
+from splitinfer.runtime.calls import in_time
 from splitinfer.runtime.errors import raised
 from splitinfer.runtime.packing import Packer, first_slowdown
 from splitinfer.runtime.placement import Deployment
@@ -90,9 +91,11 @@ class RayPipeline(Pipeline):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the actors, and the cluster where it was started here; the requests under way are waited for unless something failed."""
-        if kind is None:
-            self.drain()
-        self._exit.close()
+        try:
+            if kind is None:
+                self.drain()
+        finally:  # also for who loses patience
+            self._exit.close()
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and wait for those under way; False where some are left after `timeout_s` (default: their own)."""
@@ -101,7 +104,7 @@ class RayPipeline(Pipeline):
         for future in list(self._open):
             with contextlib.suppress(Exception):  # it belongs to who asked
                 future.result(max(0.0, end_s - time.monotonic()))
-        return deployment is None or all(future.done() for future in self._open)
+        return deployment is None or all(future.done() for future in list(self._open))
 
     def _start(self) -> None:
         keep_freed_memory()  # this process encodes the inputs
@@ -190,9 +193,12 @@ class RayPipeline(Pipeline):
     async def _recover(self, lost: StageLost, deadline_s: float) -> None:
         """Return when the stages run again. Raises StageLost at the deadline, and whatever makes it impossible."""
         while not isinstance(lost, Regrouped):  # then it is done already
+            left_s = deadline_s - time.monotonic()
             try:
-                await asyncio.get_running_loop().run_in_executor(None, self._mend, lost, deadline_s - time.monotonic())
+                await in_time(asyncio.get_running_loop().run_in_executor(None, self._mend, lost, left_s), left_s)
                 return
+            except TimeoutError:  # it may go on, for others; or it waits behind theirs
+                raise lost from None
             except StageLost as another:
                 if time.monotonic() + _RETRY_S > deadline_s:
                     raise

@@ -46,8 +46,8 @@ _BLOCKING = 8  # deployments, mends and ends at the same time
 class Gateway:
     """Plans on Ray, and the requests that pass through them."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, own: str) -> None:
+        self.connection, self.own = connection, own
         self.deployments: dict[str, Any] = {}
         self.attempts: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._pool = ThreadPoolExecutor(_BLOCKING, "deploy")
@@ -61,7 +61,15 @@ class Gateway:
             with self._sending:
                 self.connection.send((event, payload))
         except OSError:
-            os._exit(1)
+            self.orphaned()
+
+    def orphaned(self) -> None:
+        """The caller was killed: otherwise it ends this process, and then the cluster that was started for it."""
+        if self.own:
+            from cluster import lifecycle
+
+            lifecycle.down(self.own)
+        os._exit(1)
 
     async def serve(self) -> None:
         """Until the caller closes its end."""
@@ -168,18 +176,19 @@ class Gateway:
 def main(descriptor: int) -> None:
     """Serve the caller at the other end of this socket; its first message says how the cluster is reached."""
     connection = Connection(descriptor)
-    address, token, tls = connection.recv()
-    gateway = Gateway(connection)
+    access = connection.recv()
+    gateway = Gateway(connection, access.own)
     try:
         from cluster.client import connect
 
-        with connect(address, token=token, tls=tls):
+        with connect(access.address, token=access.token, tls=access.tls):
             from splitinfer.memory import keep_freed_memory
 
             keep_freed_memory()
             asyncio.run(gateway.serve())
             for deployment in list(gateway.deployments.values()):
                 deployment.stop()
+            gateway.orphaned()
     except Exception as error:
         gateway.say(GatewayLost(_told(error)))
         raise

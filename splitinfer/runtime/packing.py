@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from cluster.launch import TIER_LABEL
 from cluster.tiers import TierSpec
@@ -22,7 +23,9 @@ class Packer:
     """Makes the shipment of a plan. Raises PlanError or DeployError for what the topology cannot run."""
 
     def __init__(self, front: Front, topology: Topology, limits: Limits, *, paced: bool) -> None:
-        self.plan, self.topology, self.limits = front.plan, topology, limits
+        self.plan, self.topology = front.plan, topology
+        # What a caller waits for so long, stages hold so long.
+        self.limits = replace(limits, held_s=max(limits.held_s, front.timeout_s))
         self.routes, self.parts = front.routes, front.stages
         self.tiers = [tier_of(topology, stage.tier) for stage in self.plan.stages]
         self.paced = paced and topology.emulated

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import msgpack
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -21,10 +20,10 @@ from splitinfer.runtime.calls import call_stage, first_line, in_time
 from splitinfer.runtime.shipment import Cargo, Shipment, StageShipment
 from splitinfer.runtime.worker import WorkerActor
 from splitinfer.store import digest_of
-from splitinfer.tracing import Span, unpack_spans
+from splitinfer.tracing import Span
 
 _START_TIMEOUT_S = 120.0  # a worker that imports torch needs 3 to 10 s on a busy machine
-_CONCURRENT = 1000
+_CONCURRENT = 1000  # calls beside the requests that a stage may hold: Ray lets in no ping, no message of a peer behind more than that
 PREFIX = "splitinfer"
 
 
@@ -48,14 +47,15 @@ class Deployment:
     def start(self) -> list[dict[str, Any]]:
         """Start and load all; what each stage says of itself. Raises DeployError; `stop` ends what was started even then."""
         _check_nodes([labels for stage in self.stages for labels in (stage.labels, *(each.labels for each in stage.workers.values()))])
-        mark = secrets.token_hex(3)
+        mark, most = secrets.token_hex(3), self.shipment.limits.held + _CONCURRENT
         try:
             for place, stage in enumerate(self.stages):
-                self.actors.append(_started(StageActor, self._name(stage.config.name, mark), stage.labels, [stage.config], restarts=-1))
+                name = self._name(stage.config.name, mark)
+                self.actors.append(_started(StageActor, name, stage.labels, [stage.config], restarts=-1, most=most))
                 for index, worker in stage.workers.items():
                     name = self._name(f"{stage.config.name}/{worker.config.members[index].name}", mark)
                     given = [worker.config, worker.tier, worker.device, worker.threads, worker.slowdown, self.shipment.limits]
-                    self.workers[place][index] = _started(WorkerActor, name, worker.labels, given, restarts=0)
+                    self.workers[place][index] = _started(WorkerActor, name, worker.labels, given, restarts=0, most=most)
             self._join()
             found = [self._load(place) for place in range(len(self.stages))]
             _check_versions(found)
@@ -123,7 +123,7 @@ class Deployment:
         """
         spans = await self._up.send(len(data))
         answer, later = await call_stage(self.actors[0], data, deadline_s - time.monotonic(), "the caller")
-        return answer, spans + unpack_spans(msgpack.unpackb(later))
+        return answer, spans + later
 
     async def ping(self, timeout_s: float) -> None:
         """Ask each stage, by way of those before it, whether it can work. Raises StageLost that names the first that cannot."""
@@ -158,9 +158,9 @@ class Deployment:
         return _ship(self.actors[place], stage.cargo)
 
 
-def _started(kind: type, name: str, labels: Mapping[str, str], given: Sequence[Any], *, restarts: int) -> Any:
+def _started(kind: type, name: str, labels: Mapping[str, str], given: Sequence[Any], *, restarts: int, most: int) -> Any:
     factory = cast("Any", ray.remote(kind))
-    settings = {"num_cpus": 0, "label_selector": dict(labels), "max_concurrency": _CONCURRENT, "max_restarts": restarts}
+    settings = {"num_cpus": 0, "label_selector": dict(labels), "max_concurrency": most, "max_restarts": restarts}
     return factory.options(name=name, **settings).remote(*given)
 
 

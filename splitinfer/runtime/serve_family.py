@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from cluster.topology import Topology
 from splitinfer.errors import InputError, SplitinferError
 from splitinfer.graph import Graph
 from splitinfer.plans import Plan
-from splitinfer.runtime.resilient import ResilientPipeline, Switch, resilient
+from splitinfer.runtime.driver import Switch
+from splitinfer.runtime.resilient import ResilientPipeline, resilient
 from splitinfer.supervisor import Settings
 from splitinfer.tracing import Trace
 
@@ -45,6 +46,7 @@ class FamilyReport:
     errors: dict[str, int]
     """Kind of error -> requests that ended with it."""
     switches: tuple[Switch, ...]
+    """Their times count from the first request."""
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +81,10 @@ def run_family(
                 _collect(pending.popleft(), traces, errors)
             if number < requests:
                 pending.append(pipeline.start(*args, **kwargs))
-        seconds, switches = time.monotonic() - start_s, tuple(switch for switch in pipeline.switches if switch.at_s >= start_s)
+        seconds, switches = (
+            time.monotonic() - start_s,
+            tuple(replace(switch, at_s=switch.at_s - start_s) for switch in pipeline.switches if switch.at_s >= start_s),
+        )
         order = [*pipeline.fronts]
     return FamilyReport(requests, _answers(traces, order), errors, switches, seconds)
 
@@ -95,7 +100,7 @@ def _collect(future: Future[tuple[Any, Trace]], traces: list[Trace], errors: dic
 
 
 def _tell(pipeline: ResilientPipeline, told: int, start_s: float) -> int:
-    switches = list(pipeline.switches)
+    switches = pipeline.switches
     for switch in switches[told:]:
         plan = f"plan {switch.plan}" if switch.plan else "the device alone"
         tqdm.write(f"{switch.at_s - start_s:7.1f} s  {plan}: {switch.why}", file=sys.stderr)

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from cluster.clock import RealClock
 from cluster.link import Link, PacedPath
 from splitinfer.codecs.block import Buffer
-from splitinfer.codecs.packet import Kind, Limits, Packet
+from splitinfer.codecs.packet import Limits, Packet
 from splitinfer.errors import PacketError, Regrouped, RequestTimeout, WorkerLost
 from splitinfer.groups import HOST, SCATTER, GroupWorker, Job, Mailbox, Worker, label
 from splitinfer.memory import keep_freed_memory, private_nbytes
@@ -144,8 +144,10 @@ class WorkerActor:
         try:
             packet = Packet.unpack(data, self.limits)
             if label(packet)[1] != SCATTER:
-                self.mailbox.put(packet)
+                deliver(self.mailbox, packet, self.config)
                 return b""
+            if label(packet)[2] != HOST:
+                raise PacketError(f"the inputs of a block come from worker {HOST}; these come from worker {label(packet)[2]}")
             self.limits.admit("blocks' inputs", self.waiting + 1, self.waiting_nbytes + packet.held_nbytes)
             self.waiting, self.waiting_nbytes = self.waiting + 1, self.waiting_nbytes + packet.held_nbytes
             try:
@@ -181,13 +183,25 @@ def gathered(store: FileStore, digests: Sequence[str], sent: Mapping[str, memory
     return found
 
 
-def receives(mailbox: Mailbox, data: bytes, limits: Limits) -> bytes:
+def receives(mailbox: Mailbox, data: bytes, group: GroupConfig | None) -> bytes:
     """What the host does with a message of a worker: an error packet, or nothing."""
     try:
-        packet = Packet.unpack(data, limits)
-        if packet.kind is not Kind.SHARD:
-            raise PacketError(f"a worker sends packets of kind SHARD; got {packet.kind.name}")
-        mailbox.put(packet)
-    except PacketError as error:
+        packet = Packet.unpack(data, mailbox.limits)
+        if group is None:
+            raise PacketError("a message between workers for a stage that shares its layers with nobody")
+        deliver(mailbox, packet, group)
+    except Exception as error:  # as in `WorkerActor.receive`
         return error_packet(error, "host").pack()
     return b""
+
+
+def deliver(mailbox: Mailbox, packet: Packet, group: GroupConfig) -> None:
+    """Into the mailbox. Raises PacketError for what nobody of the group sends, and for what has no room."""
+    sender = label(packet)[2]
+    if sender == group.index or not 0 <= sender < len(group.members):
+        raise PacketError(f"a message from worker {sender} to worker {group.index} of {len(group.members)} of stage '{group.stage}'")
+    try:
+        mailbox.put(packet)
+    except PacketError as error:
+        mailbox.fail(packet.request_id, packet.attempt, error)  # who waits for it need not wait until the deadline
+        raise

@@ -42,7 +42,8 @@ class Requests:
 
     def under_way(self, plan: str) -> int:
         """How many attempts are under way on the plan, those that were abandoned not counted."""
-        return sum(request.under_way and request.places[-1] == plan for request in self._open.values())
+        # A copy: people look at this from other threads than the one that drives the machine.
+        return sum(request.under_way and request.places[-1] == plan for request in list(self._open.values()))
 
     def arrive(self, name: str, deadline_s: float, now_s: float) -> None:
         """A new request, which waits for a place, or is refused. A name that is open already is not new."""
