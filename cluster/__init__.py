@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cluster.client import connect
     from cluster.clock import Clock, RealClock, VirtualClock
     from cluster.errors import ClusterError, TopologyError, TraceError, UnitError, UnknownPresetError
     from cluster.launch import LocalCluster
@@ -38,9 +39,11 @@ __all__ = [
     "UnitError",
     "UnknownPresetError",
     "VirtualClock",
+    "connect",
 ]
 
 _ROOMS = {
+    "client": ("connect",),
     "clock": ("Clock", "RealClock", "VirtualClock"),
     "errors": ("ClusterError", "TopologyError", "TraceError", "UnitError", "UnknownPresetError"),
     "launch": ("LocalCluster",),

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -18,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.launch import TIER_LABEL, node_environment, reread_settings
+from cluster.launch import TIER_LABEL, node_environment, reread_settings, tame
 from cluster.security import AUTHORITY, CERTIFICATE, KEY, check_secret, environment, tls_environment
 
 TIMEOUT_S = 10.0
 # The first words of HTTP/2, which gRPC speaks (RFC 9113, 3.4): a fixed text and an empty frame of settings. A server answers with its own.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS_FRAME = 4
+_PORT, _LAST_PORT = re.compile(r"[0-9]{1,5}"), 65535
 
 # In a process of its own, because Ray's client cannot be interrupted, and ends the process where it gives up.
 _ASK = """
@@ -89,16 +91,20 @@ def members(address: str, token: Path, tls: Path | None = None, *, timeout_s: fl
 def connect(address: str, *, token: Path, tls: Path | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
     """Connect this process to Ray, on the lowest tier's node that runs on this machine; disconnected at the end.
 
-    `token` is the file of the cluster's token, `tls` the directory of certificates where its channels are encrypted.
+    `token` is the file of the cluster's token, `tls` the directory of certificates where its channels are encrypted. A process
+    that is to outlive its node should not have imported Ray before.
     Raises ClusterError within seconds where the cluster refuses this client, does not answer, or has no node here.
     """
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise ClusterError("this process is already connected to Ray; call ray.shutdown() first")
     here = _here(address, members(address, token, tls, timeout_s=timeout_s))
-    with environment(settings(token, tls)):
+    # Ray ends a driver whose node has died if the driver's parent is init, as that of every daemon is: it takes that for a dead
+    # node. Told that the driver itself is the node, it looks at that instead; it listens only when it is imported first.
+    with environment(settings(token, tls) | {"RAY_RAYLET_PID": str(os.getpid())}):
+        import ray
+
         reread_settings()
+        tame()
         try:
             ray.init(address=address, _node_ip_address=here, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:  # Ray raises many kinds
@@ -132,27 +138,38 @@ def _is_own(address: str) -> bool:
 def _greet(address: str, tls: Path | None, timeout_s: float) -> None:
     """Say hello as gRPC does, with or without TLS. Raises ClusterError that tells the one from the other."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not _PORT.fullmatch(port) or int(port) > _LAST_PORT:
         raise ClusterError(f"{address!r:.80} is no address of a head; write host:port")
+    context = _context(tls) if tls else None
     try:
         with socket.create_connection((host, int(port)), timeout=timeout_s) as plain:
-            if tls is None:
+            if context is None or tls is None:
                 if not _answers(plain):
                     raise ClusterError(
                         f"what listens at {address} speaks no plain gRPC: the cluster uses TLS (give --tls DIR), or it is no Ray head"
                     )
                 return
-            _greet_with_tls(plain, address, tls)
+            _greet_with_tls(plain, address, context, tls)
+    except UnicodeError:
+        raise ClusterError(f"{host!r:.80} is no name of a host") from None
     except TimeoutError:
         raise ClusterError(f"nothing at {address} answers within {timeout_s:g} s; is the head up, and the way to it open?") from None
     except OSError as error:
         raise ClusterError(f"{address} cannot be reached: {error.strerror or error}; is the head up, and the way to it open?") from error
 
 
-def _greet_with_tls(plain: socket.socket, address: str, tls: Path) -> None:
-    context = ssl.create_default_context(cafile=str(tls / AUTHORITY))
-    context.load_cert_chain(tls / CERTIFICATE, tls / KEY)
+def _context(tls: Path) -> ssl.SSLContext:
+    """Raises ClusterError for files that are no certificates, and for a key that wants a password: nobody is there to give it."""
+    try:
+        context = ssl.create_default_context(cafile=str(tls / AUTHORITY))
+        context.load_cert_chain(tls / CERTIFICATE, tls / KEY, password="")
+    except OSError as error:  # those of ssl are such, too
+        raise ClusterError(f"the certificates in {tls} cannot be used: {error}") from error
     context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _greet_with_tls(plain: socket.socket, address: str, context: ssl.SSLContext, tls: Path) -> None:
     try:
         encrypted = context.wrap_socket(plain, server_hostname=address.rpartition(":")[0])
     except ssl.SSLCertVerificationError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cluster.errors import ClusterError
 from cluster.launch import RAY_SETTINGS
 from cluster.probe import PACKAGES, Facts
+from cluster.raynode import KEEPER_LOG
 
 _WORST_SKEW_S = 1.0
 """Deadlines travel as seconds left, so only logs and certificates need the clocks to agree."""
@@ -16,7 +17,11 @@ _WHY = {
     "RAY_max_direct_call_object_size": "packets above 100 KB take 4 ms longer each hop",
     "RAY_task_rpc_inlined_bytes_limit": "packets above 100 KB take 4 ms longer each hop",
     "RAY_object_manager_pull_timeout_ms": "a transfer longer than 10 s is sent again from the start",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "Ray ends processes that are without the head for 60 s",
+    "RAY_raylet_liveness_self_check_interval_ms": "it takes a node a minute to notice that the head was started again",
+    "RAY_health_check_period_ms": "a node that was killed counts as alive for 15 s (the head's setting counts)",
 }
+_NO_NODE = f"its keeper starts it again when it can, and says in its home's {KEEPER_LOG} why not; else 'splitinfer cluster down', then 'up'"
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,7 @@ def examine(tiers: Sequence[str], nodes: Sequence[Facts], *, tls: bool) -> list[
     for tier in tiers:
         found = [node for node in nodes if node.tier == tier]
         if not found:
-            findings.append(
-                Finding(tier, "node", False, "no live node has its label", "start its host again: 'splitinfer cluster down', then 'up'")
-            )
+            findings.append(Finding(tier, "node", False, "no live node has its label", _NO_NODE))
         for node in found:
             findings += _node(node, nodes, tls)
     return findings

@@ -17,7 +17,7 @@ from typing import Literal
 from cluster import certs, raynode, ssh, state
 from cluster.client import Member, connect, members, settings
 from cluster.doctor import check_versions
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, not_one_of
 from cluster.launch import TIER_LABEL
 from cluster.probe import open_probes
 from cluster.security import write_token
@@ -36,9 +36,10 @@ def up_local(topology: Topology, *, name: str = "default", tls: Path | None = No
     """
     tiers = [tier.name for tier in topology.tiers]
     hosts = {tier: f"127.0.0.{index + 2}" for index, tier in enumerate(tiers)}
-    record = _claimed(name, "local", _labels(topology), f"{hosts[tiers[-1]]}:{_free_port(hosts[tiers[-1]])}", tls, hosts, {})
+    address = f"{hosts[tiers[-1]]}:{_free_port(hosts[tiers[-1]])}"
+    record = _claimed(name, "local", _labels(topology), address, tls, hosts, {}, cpus or os.cpu_count() or 1)
     try:
-        _start_here(record, cpus or os.cpu_count() or 1)
+        _start_here(record)
     except BaseException as error:
         _undo(name, error)
         raise
@@ -53,7 +54,7 @@ def up_ssh(topology: Topology, hosts: ssh.Hosts, *, name: str = "default", tls: 
     tiers = [tier.name for tier in topology.tiers]
     hosts.check(tiers)
     addresses = {tier: hosts.addresses[tier] for tier in tiers}
-    record = _claimed(name, "ssh", _labels(topology), f"{addresses[tiers[-1]]}:{_PORT}", tls, addresses, hosts.reach())
+    record = _claimed(name, "ssh", _labels(topology), f"{addresses[tiers[-1]]}:{_PORT}", tls, addresses, hosts.reach(), 0)
     try:
         if tls is not None:
             certs.check_hosts(tls, list(record.hosts.values()))
@@ -72,7 +73,7 @@ def adopt(topology: Topology, address: str, token: Path, *, name: str = "default
     for tier, wanted in labels.items():
         if not any(wanted.items() <= member.labels.items() for member in there):
             raise ClusterError(f"no live node at {address} has the labels {wanted} of tier '{tier}'; start one with 'ray start --labels'")
-    record = Record(name, "address", labels, address, str(token.resolve()), _absolute(tls), state.draw_mark(), {}, {})
+    record = Record(name, "address", labels, address, str(token.resolve()), _absolute(tls), state.draw_mark(), {}, {}, 0)
     with connected(record), open_probes(labels) as probes:
         check_versions(probes.facts())
     state.claim(name)
@@ -88,12 +89,22 @@ def down(name: str | None = None) -> Record:
     record = state.load(name)
     if record.kind == "ssh":
         ssh.stop(record)
-        raynode.end(f"{record.mark}-launcher")
+        raynode.end(f"{record.mark}/launcher")
     elif record.kind == "local":
         raynode.end(record.mark)
         shutil.rmtree(_sessions(record), ignore_errors=True)
     record.forget()
     return record
+
+
+def kill(record: Record, tier: str, *, keeper: bool = False) -> int:
+    """Kill a tier's node on this machine (raynode.kill). Raises ClusterError."""
+    return raynode.kill(_node(record, tier), keeper=keeper)
+
+
+def revive(record: Record, tier: str) -> None:
+    """Start a tier's node on this machine anew (raynode.revive). Raises ClusterError."""
+    raynode.revive(_node(record, tier), _settings(record))
 
 
 def live(record: Record) -> list[Member]:
@@ -116,13 +127,13 @@ def _undo(name: str, error: BaseException) -> None:
 
 def _claimed(
     name: str, kind: Literal["local", "ssh"], labels: Mapping[str, Mapping[str, str]], address: str, tls: Path | None,
-    hosts: Mapping[str, str], reach: Mapping[str, str],
+    hosts: Mapping[str, str], reach: Mapping[str, str], cpus: int,
 ) -> Record:  # fmt: skip
     """The record of a new cluster, with a token of its own."""
     home = state.claim(name)
     try:
         write_token(home / "token")
-        record = Record(name, kind, labels, address, str(home / "token"), _absolute(tls), state.draw_mark(), hosts, reach)
+        record = Record(name, kind, labels, address, str(home / "token"), _absolute(tls), state.draw_mark(), hosts, reach, cpus)
         record.save()
     except BaseException:
         shutil.rmtree(home, ignore_errors=True)
@@ -134,21 +145,26 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.resolve())
 
 
-def _start_here(record: Record, cpus: int) -> None:
-    tls = Path(record.tls) if record.tls else None
-    wanted = settings(Path(record.token), tls)
-    if tls is not None:
-        certs.check_hosts(tls, list(record.hosts.values()))
-    sessions = _sessions(record)
-    sessions.mkdir(mode=0o700)  # fails where somebody was there before us
-    nodes = [
-        raynode.Node(tier, address, sessions / str(place), record.mark, cpus) for place, (tier, address) in enumerate(record.hosts.items())
-    ]
-    head, others = nodes[-1], nodes[:-1]
-    raynode.finish(head, raynode.start(head, raynode.head_role(int(record.address.rpartition(":")[2])), wanted))
-    started = [(node, raynode.start(node, ["--address", record.address], wanted)) for node in others]
-    for node, process in started:
-        raynode.finish(node, process)
+def _start_here(record: Record) -> None:
+    if record.tls is not None:
+        certs.check_hosts(Path(record.tls), list(record.hosts.values()))
+    _sessions(record).mkdir(mode=0o700)  # fails where somebody was there before us
+    raynode.start_all([_node(record, tier) for tier in record.tiers], _settings(record))
+
+
+def _node(record: Record, tier: str) -> raynode.Node:
+    """A tier's node on this machine. Raises ClusterError where it runs elsewhere, or there is none."""
+    if record.kind != "local":
+        raise ClusterError(f"the nodes of cluster {record.name!r} were not started on this machine; 'splitinfer cluster up' does that")
+    if tier not in record.hosts:
+        raise ClusterError(not_one_of(tier, record.tiers, "tier"))
+    home = _sessions(record) / str(record.tiers.index(tier))
+    mark, dashboard = f"{record.mark}/{tier}", raynode.has_dashboard()
+    return raynode.Node(tier, record.hosts[tier], home, mark, record.cpus, record.address, dashboard)
+
+
+def _settings(record: Record) -> dict[str, str]:
+    return settings(Path(record.token), Path(record.tls) if record.tls else None)
 
 
 def _sessions(record: Record) -> Path:

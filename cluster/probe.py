@@ -75,7 +75,7 @@ class Actor:
 
     tier: str
     name: str
-    """Its own, else that of its class."""
+    """Its own up to a '#', behind which it is drawn by lot; else that of its class."""
 
 
 class Prober:
@@ -208,7 +208,7 @@ def actors(labels: Mapping[str, Mapping[str, str]]) -> list[Actor]:
 
     tier_of = {node["NodeID"]: tier for tier, node in _nodes(labels).items()}
     alive = [each for each in all_actors(actor_state_name="ALIVE").values() if each["ActorClassName"] != Prober.__name__]
-    there = [(tier_of.get(each["Address"]["NodeID"]), each["Name"] or each["ActorClassName"]) for each in alive]
+    there = [(tier_of.get(each["Address"]["NodeID"]), each["Name"].partition("#")[0] or each["ActorClassName"]) for each in alive]
     return [Actor(tier, name) for tier, name in sorted((tier, name) for tier, name in there if tier is not None)]
 
 

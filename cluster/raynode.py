@@ -1,16 +1,19 @@
-"""One Ray node as a set of processes: how ``ray start`` is called, and how exactly its processes are found and ended.
+"""One Ray node as a set of processes: how it is started and kept alive, and how exactly its processes are found and ended.
 
 ``ray start`` leaves its processes behind, workers come and go, and a recorded pid can be reused. So each process of a node
 bears a mark in its environment, drawn by lot; what bears it belongs to the node, whatever a record says, and nothing else does.
+Marks nest: MARK/edge/3, the third life of the tier 'edge', belongs to MARK/edge, which its keeper (keeper.py) bears, and to
+MARK, the whole cluster.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +26,10 @@ from cluster.launch import OBJECT_STORE_NBYTES, TIER_LABEL
 MARK = "SPLITINFER_NODE"
 DASHBOARD_PORT = 8265
 """Where ``ray job submit`` finds the head, on the head's own machine."""
-_START_TIMEOUT_S = 120.0
-_END_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 120.0
+START_LOG, KEEPER_LOG = "start.log", "keeper.log"
+"""In a node's home: what ``ray start`` said last, and when the node ended, how, and when it was started again."""
+_END_TIMEOUT_S, _END_POLL_S = 10.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,54 +43,103 @@ class Node:
     """Where it keeps its session, sockets and logs; made here. Short: the path of a socket has at most 107 bytes."""
     mark: str
     cpus: int
+    head: str
+    """Where the cluster's head listens, "host:port"; the node at this address is the head."""
+    dashboard: bool = False
+    """Whether the head takes jobs."""
+    prefix: tuple[str, ...] = ()
+    """What comes before each command, for a node that lives in a network namespace."""
+
+    @property
+    def role(self) -> list[str]:
+        """What makes ``ray start`` start a head, or another node."""
+        host, _, port = self.head.rpartition(":")
+        if host != self.address:
+            return ["--address", self.head]
+        dashboard = ["--include-dashboard", str(self.dashboard).lower(), "--dashboard-host", "127.0.0.1"]
+        return ["--head", "--port", port, *dashboard, "--dashboard-port", str(DASHBOARD_PORT)]
 
 
-def start(node: Node, role: Sequence[str], settings: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Call ``ray start`` as head (`role` "--head", ...) or worker ("--address", ...); `finish` waits for it."""
+def has_dashboard() -> bool:
+    """Whether jobs can be submitted to a head that runs here: Ray's dashboard is an extra of it."""
+    return find_spec("aiohttp_cors") is not None
+
+
+def start(node: Node, settings: Mapping[str, str], *options: str) -> subprocess.Popen[str]:
+    """Start the node and the keeper that starts it again whenever it ends; `finish` waits until it runs.
+
+    `settings` come on top of this process's environment, `options` are further ones of ``ray start``.
+    """
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--node-ip-address", node.address, "--num-cpus", str(node.cpus),
+        sys.executable, "-m", "ray.scripts.scripts", "start", *node.role, "--node-ip-address", node.address, "--num-cpus", str(node.cpus),
         "--labels", f"{TIER_LABEL}={node.tier}", "--object-store-memory", str(OBJECT_STORE_NBYTES), "--temp-dir", str(node.home),
         "--disable-usage-stats", "--include-log-monitor", "false", "--min-worker-port", "0", "--max-worker-port", "0",
-        "--dashboard-agent-listen-port", "0",
+        "--dashboard-agent-listen-port", "0", *options,
     ]  # fmt: skip
+    awaited = "" if "--head" in node.role else node.head
+    keeper = [*node.prefix, sys.executable, "-m", "cluster.keeper", str(node.home), awaited, *command]
     node.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (node.home / START_LOG).unlink(missing_ok=True)
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     # SPT_NOENV: workers rename themselves, and would write their new title over their environment, the mark included.
     marked = own | dict(settings) | {MARK: node.mark, "SPT_NOENV": "1"}
-    with (node.home / "start.log").open("w", encoding="utf-8") as log:  # a file, not a pipe: the node's own processes keep it open
+    with (node.home / KEEPER_LOG).open("a", encoding="utf-8") as log:
         return subprocess.Popen(  # noqa: S603 - ours
-            command, env=marked, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            keeper, env=marked, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
 
-def head_role(port: int) -> list[str]:
-    """What makes a node the head. Jobs can be submitted where Ray's dashboard is installed; it listens on this machine only."""
-    dashboard = str(find_spec("aiohttp_cors") is not None).lower()
-    place = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD_PORT)]
-    return ["--head", "--port", str(port), "--include-dashboard", dashboard, *place]
+def start_all(nodes: Sequence[Node], settings: Mapping[str, str]) -> None:
+    """Start the head, which is the last, then the others side by side, and wait for them. Raises ClusterError."""
+    *others, head = nodes
+    finish(head, start(head, settings))
+    for node, process in [(node, start(node, settings)) for node in others]:
+        finish(node, process)
 
 
 def finish(node: Node, process: subprocess.Popen[str]) -> None:
     """Wait until the node runs. Raises ClusterError with what it said last."""
     try:
-        failed = process.wait(_START_TIMEOUT_S) != 0
+        failed = process.wait(START_TIMEOUT_S) != 0
     except subprocess.TimeoutExpired:
         failed = True
     if failed:
-        said = (node.home / "start.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise ClusterError(f"the Ray node of tier '{node.tier}' did not start: {said[-1] if said else 'it said nothing'}")
+        said = _last_line(node.home / START_LOG) or _last_line(node.home / KEEPER_LOG) or "it said nothing"
+        raise ClusterError(f"the Ray node of tier '{node.tier}' did not start: {said}")
 
 
 def processes(mark: str) -> list[psutil.Process]:
-    """All processes of this user that bear a mark, this one excepted."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append(process)
-        except (psutil.Error, OSError):  # it has ended, or is another user's
-            continue
-    return found
+    """All processes of this user that bear a mark or one within it, this one excepted."""
+    return list(_bearers(mark))
+
+
+def named(mark: str, names: Collection[str]) -> dict[int, str]:
+    """Those processes of a mark that have one of these names, by their pid."""
+    found = {}
+    for process in processes(mark):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            found[process.pid] = process.name()
+    return {pid: name for pid, name in found.items() if name in names}
+
+
+def kill(node: Node, *, keeper: bool = False) -> int:
+    """Kill a node as it stands (SIGKILL), to see what happens; how many processes there were.
+
+    Its keeper starts it again, unless it is killed, too: `revive` does then.
+    """
+    if keeper:
+        return end(node.mark)
+    found = [process for process, borne in _bearers(node.mark).items() if borne != node.mark]
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return len(found)
+
+
+def revive(node: Node, settings: Mapping[str, str]) -> None:
+    """Start a node anew, and its keeper; what is left of it ends first. Raises ClusterError."""
+    end(node.mark)
+    finish(node, start(node, settings))
 
 
 def end(mark: str) -> int:
@@ -101,5 +155,25 @@ def end(mark: str) -> int:
             except psutil.NoSuchProcess:
                 continue
             killed.add(process.pid)
-        psutil.wait_procs(found, timeout=1.0)
+        psutil.wait_procs(found, timeout=_END_POLL_S)
     return len(killed)
+
+
+def _bearers(mark: str) -> dict[psutil.Process, str]:
+    """Each process that belongs to a mark, and the mark that it bears itself."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            borne = process.environ().get(MARK, "")
+        except (psutil.Error, OSError):  # it has ended, or is another user's
+            continue
+        if f"{borne}/".startswith(f"{mark}/") and process.pid != os.getpid():
+            found[process] = borne
+    return found
+
+
+def _last_line(path: Path) -> str:
+    if not path.exists():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

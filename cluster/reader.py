@@ -9,8 +9,10 @@ import yaml
 from cluster import units
 from cluster.errors import TopologyError, not_one_of, under
 
-LARGEST_FILE = 2**20  # a topology takes a few KiB; more is a mistake, or an attack on the parser
+LARGEST_FILE = 2**18  # a topology takes a few KiB; more is a mistake, or an attack on the parser, which may take a second for 60 KiB
 _MOST_VALUES = 100_000  # aliases let a small text stand for a large one
+_LONGEST_KEY = 100  # every value has a path of keys
+_LONGEST_NUMBER = 64  # base 60 ("1:30") takes time that grows with the square of the length
 _DEEPEST = 10  # the format nests six levels; an alias inside its own anchor nests without end
 
 # Key as people write it -> (field, parser of its unit).
@@ -93,13 +95,15 @@ def _plain(node: yaml.Node, key: str, lines: dict[str, int], depth: int) -> obje
             line, name = key_node.start_mark.line + 1, key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or name == "<<":
                 raise TopologyError("a key is a plain word; merge keys (<<) are not read", key=key, line=line)
+            if len(name) > _LONGEST_KEY:
+                raise TopologyError(f"{name!r:.40} is a key of {len(name)} characters; at most {_LONGEST_KEY}", key=key, line=line)
             path = f"{key}.{name}" if key else name
             if name in found:
                 raise TopologyError(f"is given twice, first on line {lines[path]}; keep one", key=path, line=line)
             lines[path] = line
             found[name] = _plain(value, path, lines, depth + 1)
         return found
-    if isinstance(node, yaml.ScalarNode) and kind in ("str", "timestamp"):
+    if isinstance(node, yaml.ScalarNode) and (kind in ("str", "timestamp") or len(node.value) > _LONGEST_NUMBER):
         return node.value
     if isinstance(node, yaml.ScalarNode) and kind in ("int", "float", "bool", "null"):
         try:

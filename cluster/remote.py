@@ -37,7 +37,7 @@ def main(action: str, home: Path) -> None:
         check(node, shipped / "token", tls)
         return
     tier = own_tier(node["hosts"])
-    mark = f"{node['mark']}-{tier}"
+    mark = f"{node['mark']}/{tier}"
     sessions = Path("/tmp", f"splitinfer-{node['mark'][:12]}-{node['tiers'].index(tier)}")  # noqa: S108 - made with mode 700, or refused
     raynode.end(mark)
     shutil.rmtree(sessions, ignore_errors=True)
@@ -77,13 +77,11 @@ def own_tier(hosts: Mapping[str, str]) -> str:
 
 
 def _start(node: Mapping[str, Any], tier: str, sessions: Path, mark: str, wanted: Mapping[str, str]) -> None:
-    here = raynode.Node(tier, node["hosts"][tier], sessions, mark, os.cpu_count() or 1)
-    role = ["--address", node["address"]]
-    if tier == node["tiers"][-1]:
-        bootstrap = Path.home() / _BOOTSTRAP[0]
-        role = [*raynode.head_role(int(node["address"].rpartition(":")[2])), "--autoscaling-config", str(bootstrap)]
+    # Ray opens its own directory to everybody: the one around it stays closed.
+    here = raynode.Node(tier, node["hosts"][tier], sessions / "0", mark, os.cpu_count() or 1, node["address"], raynode.has_dashboard())
+    options = ["--autoscaling-config", str(Path.home() / _BOOTSTRAP[0])] if tier == node["tiers"][-1] else []
     # Ray's second autoscaler takes the head of a local provider for a worker, and then starts one worker too few.
-    raynode.finish(here, raynode.start(here, role, dict(wanted) | {"RAY_enable_autoscaler_v2": "0"}))
+    raynode.finish(here, raynode.start(here, dict(wanted) | {"RAY_enable_autoscaler_v2": "0"}, *options))
 
 
 if __name__ == "__main__":

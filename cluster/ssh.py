@@ -158,7 +158,7 @@ def launch(record: Record, hosts: Hosts, wheel: Path) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "up", str(config), "--yes", "--no-config-cache", "--disable-usage-stats"]
     with log.open("w", encoding="utf-8") as said:  # a file: connections that ssh shares outlive the command
         done = subprocess.run(  # noqa: S603 - ours
-            command, env=os.environ | {MARK: f"{record.mark}-launcher"}, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            command, env=os.environ | {MARK: f"{record.mark}/launcher"}, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             timeout=_UP_TIMEOUT_S, check=False,
         )  # fmt: skip
     if done.returncode:

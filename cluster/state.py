@@ -18,6 +18,7 @@ from cluster.security import private_directory
 _NAME = re.compile(r"[a-z0-9]{1,16}")
 _LARGEST = 1 << 20  # a record takes about a KiB
 _MARK = re.compile(r"[0-9a-f]{32}")
+_TYPES = {"labels": dict, "hosts": dict, "reach": dict, "cpus": int, "tls": str | None}  # the others are texts
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Record:
     """The address of each tier's node; empty for a cluster that somebody else started."""
     reach: Mapping[str, str]
     """How hosts are reached by SSH (ssh.Hosts); empty otherwise."""
+    cpus: int
+    """What each node on this machine offers to its actors; 0 where nodes run elsewhere."""
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -98,9 +101,12 @@ def load(name: str | None = None) -> Record:
         with (root() / name / "record.json").open("rb") as file:
             data = json.loads(file.read(_LARGEST))
         record = Record(**{each.name: data[each.name] for each in fields(Record)})
+        wrong = [key for key, value in asdict(record).items() if not isinstance(value, _TYPES.get(key, str))]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is {data[wrong[0]]!r:.60}")
         if not _MARK.fullmatch(record.mark):
             raise ValueError("its mark is damaged")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ClusterError(f"the record of cluster {name!r} cannot be used ({error}); remove {root() / name}") from error
     return record
 

@@ -103,12 +103,15 @@ class Trace:
     def from_csv(path: str | Path) -> "Trace":
         """A trace from a CSV file of time in seconds and bytes per second; a first line of names is passed over."""
         rows: list[tuple[float, float]] = []
-        for number, row in enumerate(csv.reader(_lines(path)), 1):
-            try:
-                rows.append((float(row[0]), float(row[1])))
-            except (ValueError, IndexError):
-                if number > 1 and row:
-                    raise TraceError(f"{path}:{number}: {','.join(row)!r:.80} is not a time in s and a rate in bytes/s") from None
+        try:
+            for number, row in enumerate(csv.reader(_lines(path)), 1):
+                try:
+                    rows.append((float(row[0]), float(row[1])))
+                except (ValueError, IndexError):
+                    if number > 1 and row:
+                        raise TraceError(f"{path}:{number}: {','.join(row)!r:.80} is not a time in s and a rate in bytes/s") from None
+        except csv.Error as error:
+            raise TraceError(f"{path} is no CSV: {error}") from error
         if not rows:
             raise TraceError(f"{path} holds no row; write for example 0.0,250000 (seconds, bytes per second)")
         with _naming(path):

@@ -8,22 +8,24 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from cluster import raynode
+from cluster.client import connect
 from cluster.errors import ClusterError
-from cluster.security import write_token
+from cluster.launch import node_environment
+from cluster.security import private_directory, write_token
 from cluster.testbed import namespaces, nodes
 from cluster.testbed.links import End, Wire, has_netem, shaping_of
 from cluster.testbed.namespaces import tool
 from cluster.topology import LinkSpec, Topology
 
 ROOT = Path("/run/splitinfer")
-"""Where testbeds keep their state: a directory that only root can write."""
+"""Where testbeds keep their state: a directory that only root can use."""
 
 _PREFIX = "splitinfer"
 _NAME = re.compile(r"[a-z0-9]{1,16}")  # no hyphen: it ends the name inside a namespace's name
@@ -45,10 +47,7 @@ class Testbed:
         self.name, self.cpus = name, cpus
         self.home = ROOT / name
         self._tiers = [tier.name for tier in topology.tiers]
-        self.nodes = [
-            nodes.Node(tier, f"{_PREFIX}-{name}-{tier}", f"10.77.0.{index + 1}", self.home / str(index))
-            for index, tier in enumerate(self._tiers)
-        ]
+        self.nodes = nodes.made(f"{_PREFIX}-{name}", self._tiers, self.home, cpus)
         specs = _links(topology)
         self.wires = [self._wire(index, spec, shaping) for index, (spec, shaping) in enumerate(zip(specs, shapings, strict=True))]
         self._relays: list[subprocess.Popen[str]] = []
@@ -175,9 +174,28 @@ class Testbed:
         The calling thread moves, and the threads that it starts from then on, so Ray must not have run in this process
         before. Raises ClusterError.
         """
-        here, head = self.nodes[0], self.nodes[-1]
-        with namespaces.entered(here.namespace), nodes.connected(here, head, self.home / "token"):
+        with namespaces.entered(self.nodes[0].namespace), connect(self.address, token=self.token):
             yield
+
+    @property
+    def address(self) -> str:
+        """Where Ray's head listens, "host:port", for whoever is inside (`cluster.connect`)."""
+        return self.nodes[-1].head
+
+    @property
+    def token(self) -> Path:
+        """The file of the cluster's token."""
+        return self.home / "token"
+
+    # -- faults
+
+    def kill(self, tier: str, *, keeper: bool = False) -> int:
+        """Kill a tier's Ray node (raynode.kill); an application inside lives on."""
+        return raynode.kill(self._node(tier), keeper=keeper)
+
+    def revive(self, tier: str) -> None:
+        """Start a tier's Ray node anew (raynode.revive). Raises ClusterError."""
+        raynode.revive(self._node(tier), node_environment(self.token))
 
     # -- construction
 
@@ -199,9 +217,9 @@ class Testbed:
             self._relays += [relay] if relay else []
         self.follow(self._tiers)
         if ray:
-            write_token(self.home / "token")
+            write_token(self.token)
             with self.opened():  # a node's start moves more than a request does
-                nodes.start(self.nodes[-1], self.nodes[:-1], self.home / "token", self.cpus)
+                raynode.start_all(self.nodes, node_environment(self.token))
 
     def _route(self, place: int, other: int, direct: bool) -> None:
         """How packets for `other` leave the host at `place`: to its neighbour on the way."""
@@ -255,12 +273,8 @@ def _links(topology: Topology) -> list[LinkSpec]:
 
 
 def _new_home(name: str) -> Path:
-    """A directory of its own, under one that nobody else can write."""
-    ROOT.mkdir(mode=0o700, exist_ok=True)
-    info = ROOT.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
-        raise ClusterError(f"{ROOT} is not a directory that only root can write; remove it")
-    home = ROOT / name
+    """A directory of its own, under one that nobody else can use."""
+    home = private_directory(ROOT) / name
     try:
         home.mkdir(mode=0o700)
     except FileExistsError:

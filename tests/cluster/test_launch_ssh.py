@@ -29,6 +29,7 @@ def record(tmp_path, **changes):
     fields = {
         "name": "lab", "kind": "ssh", "labels": labels, "address": "10.77.0.3:6379", "token": str(tmp_path / "token"), "tls": None,
         "mark": "0" * 32, "hosts": ADDRESSES, "reach": ssh.Hosts(ADDRESSES, "pi").reach(),
+        "cpus": 0,
     }  # fmt: skip
     return state.Record(**fields | changes)
 
@@ -180,7 +181,18 @@ def lab(tmp_path):
 
 
 def marked(mark):
-    return [process for tier in (*ADDRESSES, "launcher") for process in raynode.processes(f"{mark}-{tier}")]
+    return raynode.processes(mark)
+
+
+def tiers(status):
+    return [node["tier"] for node in json.loads(status)["nodes"]] if status else []
+
+
+def until(holds, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(1)
 
 
 @pytest.mark.slow
@@ -206,7 +218,11 @@ class TestOverSsh:
         assert (scratch / "home-edge/.splitinfer/default/shipped/token").stat().st_mode & 0o777 == 0o600
         for log in [home / "ray-up.log", home / "ray-up.yaml"]:
             assert token not in log.read_text()
-        assert marked(mark)
+        assert [path.stat().st_mode & 0o777 for path in Path("/tmp").glob(f"splitinfer-{mark[:12]}-*")] == [0o700] * 3
+        raynode.kill(raynode.Node("cloud", ADDRESSES["cloud"], scratch, f"{mark}/cloud", 1, ""))
+        start = time.perf_counter()
+        until(lambda: tiers(call("status", "--json").stdout) == list(ADDRESSES), 120)
+        print(f"over SSH: all back {time.perf_counter() - start:.1f} s after the head was killed")
         start = time.perf_counter()
         down = call("down", "--json")
         print(f"over SSH: up {up_s:.1f} s, down {time.perf_counter() - start:.1f} s")

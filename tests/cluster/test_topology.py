@@ -224,7 +224,7 @@ TIER = "{name: a, compute: measured}"
         ("a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
             f"{x}: &{x} [{','.join(['*' + y] * 10)}]\n" for y, x in zip("abcdef", "bcdefg", strict=True)
         ), "repeats aliases too often"),
-        ("#" * (2**20 + 1), "c.yaml: is larger than 1 MiB"),
+        ("#" * (2**18 + 1), "c.yaml: is larger than 256 KiB"),
     ],
     ids=lambda value: value[:30],
 )  # fmt: skip
@@ -240,8 +240,8 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(TopologyError, match="is not UTF-8 text"):
         Topology.load(tmp_path / "binary.yaml")
-    (tmp_path / "large.yaml").write_bytes(b"#" * (2**20 + 1))
-    with pytest.raises(TopologyError, match="larger than 1 MiB"):
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2**18 + 1))
+    with pytest.raises(TopologyError, match="larger than 256 KiB"):
         Topology.load(tmp_path / "large.yaml")
 
 
