@@ -151,6 +151,7 @@ def test_a_killed_stage_is_loaded_again_while_others_answer(running, cluster, di
     assert WITHOUT_EDGE in {trace.answered_by for _, trace in callers.found}
 
 
+@pytest.mark.slow
 def test_a_killed_gateway_is_started_again_while_the_device_answers(running, digits):
     _, args, want = digits
     wait(running, BEST)
@@ -175,6 +176,7 @@ def test_a_killed_node_comes_back_and_so_does_the_best_plan(running, cluster, di
     check(callers, want)
 
 
+@pytest.mark.slow
 def test_a_drained_tier_gets_nothing_new_until_it_is_returned(running, digits):
     _, args, want = digits
     wait(running, BEST)

@@ -306,6 +306,13 @@ class TestOneDeployment:
         assert packet.meta["type"] == "PacketError"
         assert pipeline(*args) is not None  # and the stage lives on
 
+    def test_an_attempt_is_answered_once(self, running):
+        pipeline, _, args = running
+        data = pipeline.request(args, {}).data
+        first, again = (Packet.unpack(ray.get(pipeline.deployment.actors[0].handle.remote(data))[0]) for _ in range(2))
+        assert first.kind is Kind.RESPONSE
+        assert "was taken before" in again.meta["message"]
+
     def test_a_second_cluster_in_one_process_is_refused(self, running):
         with pytest.raises(Exception, match="already connected to Ray"), LocalCluster(["device"]):
             pass
@@ -376,15 +383,6 @@ class TestFailures:
             assert 0 < len(refused) < 12
             assert "the limits are 2 and" in str(refused[0].exception())
             assert all(torch.equal(future.result(), model(*args)) for future in futures if future not in refused)
-
-    def test_an_attempt_is_answered_once(self, cluster):
-        model, args, _ = zoo.digits()
-        graph = capture(model, args)
-        with deploy(graph, in_three(graph), TOPOLOGY, cluster=cluster) as pipeline:
-            data = pipeline.request(args, {}).data
-            kinds = [Packet.unpack(ray.get(pipeline.deployment.actors[0].handle.remote(data))[0]) for _ in range(2)]
-            assert kinds[0].kind is Kind.RESPONSE
-            assert "was taken before" in kinds[1].meta["message"]
 
     def test_nodes_of_different_versions_are_refused(self, cluster, monkeypatch):
         model, args, _ = zoo.digits()
