@@ -1,4 +1,4 @@
-"""How long a cluster takes to come up and to go, and a stranger to be refused: three nodes on this machine.
+"""How long a cluster takes to come up and to go, and a stranger to be refused: three nodes on this machine, and in namespaces (root).
 
     python benchmarks/launch.py
 
@@ -21,6 +21,7 @@ from tabulate import tabulate
 from cluster import certs, client, lifecycle, raynode
 from cluster.errors import ClusterError
 from cluster.security import write_token
+from cluster.testbed import Testbed, namespaces
 from cluster.topology import Topology
 
 ROUNDS = 3
@@ -64,6 +65,13 @@ def measure(tls: Path | None, scratch: Path) -> dict[str, float]:
     return found
 
 
+def in_namespaces() -> tuple[float, float]:
+    """Up and down of a testbed: a network namespace, shaped links and a Ray node for each tier."""
+    made: list[Testbed] = []
+    up_s = seconds(lambda: made.append(Testbed.up(TOPOLOGY)))
+    return up_s, seconds(made[0].down)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -75,6 +83,13 @@ def main() -> None:
             rounds = [measure(tls, scratch) for _ in range(ROUNDS)]
             rows.append([name, *(f"{statistics.median(each[key] for each in rounds):.2f}" for key in rounds[0])])
         print(tabulate(rows, ["three nodes, median seconds", *rounds[0]], disable_numparse=True))
+    if lack := namespaces.missing():
+        print(f"namespaces: not measured, {lack}")
+        return
+    up_s, down_s = (statistics.median(each) for each in zip(*(in_namespaces() for _ in range(ROUNDS)), strict=True))
+    print(
+        f"in namespaces: up {up_s:.2f}, down {down_s:.2f}, namespaces left {sum(name.startswith('splitinfer') for name in namespaces.listed())}"
+    )
 
 
 if __name__ == "__main__":
