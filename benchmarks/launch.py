@@ -87,9 +87,8 @@ def main() -> None:
         print(f"namespaces: not measured, {lack}")
         return
     up_s, down_s = (statistics.median(each) for each in zip(*(in_namespaces() for _ in range(ROUNDS)), strict=True))
-    print(
-        f"in namespaces: up {up_s:.2f}, down {down_s:.2f}, namespaces left {sum(name.startswith('splitinfer') for name in namespaces.listed())}"
-    )
+    left = sum(name.startswith("splitinfer") for name in namespaces.listed())
+    print(f"in namespaces: up {up_s:.2f}, down {down_s:.2f}, namespaces left {left}")
 
 
 if __name__ == "__main__":
