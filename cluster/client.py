@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.launch import TIER_LABEL, node_environment, reread_settings, tame
-from cluster.security import AUTHORITY, CERTIFICATE, KEY, check_secret, environment, tls_environment
+from cluster.security import AUTHORITY, CERTIFICATE, KEY, check_token, environment, tls_environment
 
 TIMEOUT_S = 10.0
 # The first words of HTTP/2, which gRPC speaks (RFC 9113, 3.4): a fixed text and an empty frame of settings. A server answers with its own.
@@ -60,8 +60,8 @@ class Member:
 
 
 def settings(token: Path, tls: Path | None) -> dict[str, str]:
-    """What nodes and clients of a cluster set in their environment. Raises ClusterError where a secret lies open."""
-    check_secret(token)
+    """What nodes and clients of a cluster set in their environment. Raises ClusterError where a secret lies open, or is none."""
+    check_token(token)
     return node_environment(token) | tls_environment(tls)
 
 

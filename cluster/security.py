@@ -6,6 +6,7 @@ Every cluster that this project starts asks for a token; TLS is on where a direc
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from pathlib import Path
 from cluster.errors import ClusterError
 
 _TOKEN_NBYTES = 32  # 256 bits: not to be guessed
+_LONGEST_TOKEN = 4096  # it travels in the headers of each call, of which gRPC takes 16 KiB
+_TOKEN = re.compile(rb"[!-~]{1,%d}" % _LONGEST_TOKEN)
 
 AUTHORITY, CERTIFICATE, KEY = "ca.pem", "node.pem", "node.key"
 """What nodes and clients need of a directory of certificates; the authority's own key is not among it."""
@@ -39,6 +42,18 @@ def check_secret(path: Path) -> None:
         raise ClusterError(f"{path} belongs to user {info.st_uid}, not to you ({os.geteuid()}); make a copy of your own, with mode 600")
     if info.st_mode & 0o077:
         raise ClusterError(f"{path} has mode {stat.S_IMODE(info.st_mode):o}: others can use the secret; chmod 600 it, and make a new one")
+
+
+def check_token(path: Path) -> None:
+    """Raise ClusterError unless the file is as `check_secret` wants it, and holds what can be a token: Ray aborts on some that cannot."""
+    check_secret(path)
+    try:
+        with path.open("rb") as file:
+            token = file.read(2 * _LONGEST_TOKEN).strip()
+    except OSError as error:
+        raise ClusterError(f"{path}: cannot be read: {error.strerror}") from error
+    if not _TOKEN.fullmatch(token):
+        raise ClusterError(f"{path} holds no token: one is a line of up to {_LONGEST_TOKEN:,} letters, digits and signs")
 
 
 def private_directory(path: Path) -> Path:

@@ -151,6 +151,8 @@ class Given:
                             raise UsageError(f"{path}:{number}: {','.join(row)!r:.80} is not a time in s and a client") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the arrivals {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
+        except csv.Error as error:
+            raise UsageError(f"{path} is no CSV: {error}") from error
         return Given(tuple(rows))
 
 
