@@ -23,6 +23,7 @@ def ran(name, out, *options):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_day_with_a_trace_of_the_users(tmp_path):
     trace = tmp_path / "day.csv"
     trace.write_text("seconds,bytes_per_s\n0,2000000\n1800,20000\n3600,2000000\n", encoding="utf-8")

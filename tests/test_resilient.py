@@ -123,6 +123,7 @@ def wait(pipeline, plan, seconds=90.0):
     assert pipeline.wait_for(plan, seconds), (plan, pipeline.current, pipeline.machine.plans, list(pipeline.switches)[-3:])
 
 
+@pytest.mark.slow
 def test_it_answers_before_the_first_plan_is_in_place_and_says_so(cluster, digits):
     graph, args, want = digits
     with resilient(graph, family(graph), TOPOLOGY, cluster="resilient", settings=PATIENT) as pipeline:

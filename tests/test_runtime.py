@@ -117,7 +117,7 @@ links:
         block = PlannedBlock(shared, "rows", apportion(units(graph, shared, "rows"), shares), names)
         return graph, replace(plan, stages=(replace(plan.stages[0], blocks=(block,)), plan.stages[1]))
 
-    @pytest.mark.parametrize("shares", [(2, 1), (3, 2, 1, 2), (0, 1, 1)])
+    @pytest.mark.parametrize("shares", [(2, 1), pytest.param((3, 2, 1, 2), marks=pytest.mark.slow), (0, 1, 1)])
     def test_answers_equal_those_of_one_process(self, cluster, shares):
         graph, plan = self.planned(shares)
         assert Plan.from_json(plan.to_json()) == plan
@@ -179,6 +179,7 @@ class TestAnswers:
         with deploy(graph, made_plan, TOPOLOGY, cluster=cluster) as pipeline, torch.no_grad():
             assert torch.equal(pipeline(*args), model(*args))
 
+    @pytest.mark.slow
     def test_tiers_with_nodes_of_their_own_are_measured_there_and_not_emulated(self, cluster):
         nodes = ", ".join(f"{{name: {tier}, compute: measured, node: {{{TIER_LABEL}: {tier}}}}}" for tier in TIERS[:2])
         real = Topology.loads(f"""
@@ -212,6 +213,7 @@ links: [{{between: [device, edge], up: 1 Mbps, latency: 5 s}}]
         declared = packet_nbytes * (8 / 20e6 + 8 / 10e6) + 0.002 + 0.005
         assert wire.slept_s == pytest.approx(declared)
 
+    @pytest.mark.slow
     def test_a_lossy_plan_differs_a_little_and_says_its_bytes(self, cluster):
         model, args, _ = zoo.digits()
         graph = capture(model, args)
