@@ -139,6 +139,7 @@ def test_it_answers_before_the_first_plan_is_in_place_and_says_so(cluster, digit
         pipeline(*args)
 
 
+@pytest.mark.slow
 def test_a_killed_stage_is_loaded_again_while_others_answer(running, cluster, digits):
     _, args, want = digits
     wait(running, BEST)
@@ -190,11 +191,6 @@ def test_a_drained_tier_gets_nothing_new_until_it_is_returned(running, digits):
     check(callers, want)
 
 
-def test_a_call_that_does_not_fit_is_refused_at_once(running):
-    with pytest.raises(InputError, match="size 9 in dimension 2"):
-        running(torch.zeros(1, 1, 9, 8))
-
-
 class TestWithoutCluster:
     """Nobody answers at the cluster's address: the clock is the deadline, and the device."""
 
@@ -213,6 +209,14 @@ class TestWithoutCluster:
             answers = [pipeline.submit(*args) for _ in range(20)]
             assert all(torch.equal(answer.result(), want) for answer in answers)
             assert pipeline.current is None
+
+    def test_a_call_that_does_not_fit_is_refused_at_once(self, nowhere, digits):
+        graph, _, _ = digits
+        with (
+            resilient(graph, family(graph), TOPOLOGY, cluster=nowhere) as pipeline,
+            pytest.raises(InputError, match="size 9 in dimension 2"),
+        ):
+            pipeline(torch.zeros(1, 1, 9, 8))
 
     def test_who_may_not_answer_alone_waits_until_the_deadline(self, nowhere, digits):
         graph, args, _ = digits

@@ -117,7 +117,7 @@ links:
         block = PlannedBlock(shared, "rows", apportion(units(graph, shared, "rows"), shares), names)
         return graph, replace(plan, stages=(replace(plan.stages[0], blocks=(block,)), plan.stages[1]))
 
-    @pytest.mark.parametrize("shares", [(2, 1), pytest.param((3, 2, 1, 2), marks=pytest.mark.slow), (0, 1, 1)])
+    @pytest.mark.parametrize("shares", [(2, 1), *(pytest.param(shares, marks=pytest.mark.slow) for shares in ((3, 2, 1, 2), (0, 1, 1)))])
     def test_answers_equal_those_of_one_process(self, cluster, shares):
         graph, plan = self.planned(shares)
         assert Plan.from_json(plan.to_json()) == plan
@@ -128,6 +128,7 @@ links:
                 assert trace.seconds("exchange") > 0
             assert sorted(pipeline.deployment.workers[0]) == [place for place, share in enumerate(shares) if share and place]
 
+    @pytest.mark.slow
     def test_the_share_of_a_killed_worker_goes_to_the_others(self, cluster):
         graph, plan = self.planned((2, 1, 1))
         args, kwargs = graph.example
@@ -169,6 +170,7 @@ class TestAnswers:
                 call = tuple(torch.cat([leaf] * batch) for leaf in args)
                 assert compare(leaves(model(*call)), leaves(pipeline(*call))) == (0.0, True)
 
+    @pytest.mark.slow
     def test_planned_and_deployed_from_measurements_on_the_nodes(self, cluster):
         model, args, _ = zoo.digits()
         graph = capture(model, args)

@@ -26,6 +26,7 @@ def browse(path, tmp_path, *options):
     return result.stdout, [line for line in result.stderr.splitlines() if ":CONSOLE" in line]
 
 
+@pytest.mark.slow
 def test_all_sections_are_drawn_and_the_console_is_silent(tmp_path):
     found = examine(SPLIT, PROFILE, TOPOLOGY, Traces((measured(),)), points=3)
     found.save(tmp_path / "report.html")
